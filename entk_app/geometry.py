@@ -1,0 +1,171 @@
+"""Contact maps, RMSD, radius of gyration and native contacts: numpy in, numpy out, ångström throughout."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entk_app.errors import DataError
+
+FloatArray = NDArray[np.floating]
+
+#: Residues nearer than this along the chain do not count as native contacts (|i - j| > 3).
+NATIVE_SEPARATION = 3
+
+
+def count_pairs(n_residues: int) -> int:
+    """Pairs i < j, the entries of the strict upper triangle."""
+    return n_residues * (n_residues - 1) // 2
+
+
+def count_bytes(n_residues: int) -> int:
+    """Bytes of one packed contact map (27 for the 21 residues of Fs-peptide)."""
+    return (count_pairs(n_residues) + 7) // 8
+
+
+def compute_distances(positions: FloatArray) -> FloatArray:
+    """Distances of all pairs i < j, row by row of the upper triangle.
+
+    Parameters
+    ----------
+    positions : array, shape (n_residues, 3) or (n_frames, n_residues, 3), ångström
+
+    Returns
+    -------
+    array, shape (..., n_pairs), float64, ångström
+    """
+    positions = _as_positions(positions)
+    first, second = np.triu_indices(positions.shape[-2], k=1)
+    difference = positions[..., first, :] - positions[..., second, :]
+    return np.sqrt(np.einsum("...i,...i->...", difference, difference))
+
+
+def compute_contacts(positions: FloatArray, cutoff_angstrom: float = 8.0) -> NDArray[np.bool_]:
+    """Which pairs i < j are nearer than the cutoff.
+
+    Parameters
+    ----------
+    positions : array, shape (..., n_residues, 3), ångström
+    cutoff_angstrom : float
+        A pair at exactly this distance is not in contact.
+
+    Returns
+    -------
+    array of bool, shape (..., n_pairs)
+    """
+    return compute_distances(positions) < cutoff_angstrom
+
+
+def pack_contacts(contacts: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Bits of the upper triangle, most significant first, padded with zeros: shape (..., n_bytes)."""
+    return np.packbits(contacts, axis=-1)
+
+
+def unpack_contacts(packed: NDArray[np.uint8], n_residues: int) -> NDArray[np.uint8]:
+    """Full symmetric maps with ones on the diagonal.
+
+    Parameters
+    ----------
+    packed : array of uint8, shape (n_frames, n_bytes)
+    n_residues : int
+
+    Returns
+    -------
+    array of uint8 (0 or 1), shape (n_frames, n_residues, n_residues)
+
+    Raises
+    ------
+    DataError
+        The number of bytes is not that of maps of this size.
+    """
+    packed = np.asarray(packed, dtype=np.uint8)
+    if packed.ndim != 2 or packed.shape[1] != count_bytes(n_residues):
+        raise DataError(
+            f"packed contact maps of shape {packed.shape} are not (frames, {count_bytes(n_residues)}), "
+            f"the size for {n_residues} residues"
+        )
+    bits = np.unpackbits(packed, axis=1, count=count_pairs(n_residues))
+    first, second = np.triu_indices(n_residues, k=1)
+    maps = np.zeros((len(packed), n_residues, n_residues), dtype=np.uint8)
+    maps[:, first, second] = bits
+    maps[:, second, first] = bits
+    diagonal = np.arange(n_residues)
+    maps[:, diagonal, diagonal] = 1
+    return maps
+
+
+def compute_rmsd(positions: FloatArray, reference: FloatArray) -> FloatArray:
+    """Least-squares RMSD after superposition (Kabsch 1976, doi:10.1107/S0567739476001873), equal weights.
+
+    Parameters
+    ----------
+    positions : array, shape (n_residues, 3) or (n_frames, n_residues, 3), ångström
+    reference : array, shape (n_residues, 3), ångström
+
+    Returns
+    -------
+    float or array, shape (n_frames,), ångström
+
+    Raises
+    ------
+    DataError
+        The two have another number of atoms.
+    """
+    positions, reference = _as_positions(positions), _as_positions(reference)
+    if positions.shape[-2:] != reference.shape:
+        raise DataError(f"{positions.shape[-2]} atoms cannot be superposed on {reference.shape[-2]}")
+    mobile = positions - positions.mean(axis=-2, keepdims=True)
+    fixed = reference - reference.mean(axis=0)
+    u, singular, vt = np.linalg.svd(np.swapaxes(mobile, -1, -2) @ fixed)
+    # A reflection is not a rotation: the smallest singular value changes sign instead.
+    singular[..., -1] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))
+    squared = np.sum(mobile**2, axis=(-1, -2)) + np.sum(fixed**2) - 2.0 * singular.sum(axis=-1)
+    return np.sqrt(np.maximum(squared, 0.0) / reference.shape[0])
+
+
+def compute_radius_of_gyration(positions: FloatArray) -> FloatArray:
+    """Radius of gyration with equal weights, ångström; positions of shape (..., n_residues, 3)."""
+    positions = _as_positions(positions)
+    centred = positions - positions.mean(axis=-2, keepdims=True)
+    return np.sqrt(np.sum(centred**2, axis=(-1, -2)) / positions.shape[-2])
+
+
+def find_native_pairs(reference: FloatArray, cutoff_angstrom: float = 8.0) -> NDArray[np.bool_]:
+    """Native contacts among the pairs i < j: nearer than the cutoff and |i - j| > 3.
+
+    Parameters
+    ----------
+    reference : array, shape (n_residues, 3), ångström
+
+    Returns
+    -------
+    array of bool, shape (n_pairs,)
+    """
+    first, second = np.triu_indices(len(reference), k=1)
+    return compute_contacts(reference, cutoff_angstrom) & (second - first > NATIVE_SEPARATION)
+
+
+def compute_native_fraction(contacts: NDArray[np.bool_], native: NDArray[np.bool_]) -> FloatArray:
+    """Share of the native contacts that are made: a hard cutoff, equal weights.
+
+    Parameters
+    ----------
+    contacts : array of bool, shape (..., n_pairs)
+    native : array of bool, shape (n_pairs,)
+        From :func:`find_native_pairs`; with none the fraction is NaN.
+
+    Returns
+    -------
+    float or array, shape (...), 0 to 1
+    """
+    n_native = int(native.sum())
+    if n_native == 0:
+        return np.full(contacts.shape[:-1], np.nan)
+    return contacts[..., native].sum(axis=-1) / n_native
+
+
+def _as_positions(positions: FloatArray) -> FloatArray:
+    array = np.asarray(positions, dtype=np.float64)
+    if array.ndim not in (2, 3) or array.shape[-1] != 3 or array.shape[-2] < 1:
+        raise DataError(f"positions of shape {array.shape} are not (atoms, 3) or (frames, atoms, 3)")
+    return array

@@ -1,0 +1,193 @@
+"""Every path of a run folder and every EnTK name. Touches no disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SegmentPaths:
+    """The files of one segment; ``work`` holds them until they are whole."""
+
+    folder: Path
+
+    @property
+    def work(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".partial")
+
+    @property
+    def task(self) -> Path:
+        """The order to the simulate task, written by the campaign."""
+        return self.folder.with_name(self.folder.name + ".task.json")
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "segment.json"
+
+    @property
+    def trajectory(self) -> Path:
+        return self.folder / "trajectory.dcd"
+
+    @property
+    def frames(self) -> Path:
+        return self.folder / "frames.h5"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.xml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.csv"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / "progress.json"
+
+    def in_work(self) -> SegmentPaths:
+        """The same files while the segment is being written."""
+        return SegmentPaths(self.work)
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """The files of one trained model."""
+
+    folder: Path
+
+    @property
+    def task(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".task.json")
+
+    @property
+    def encoder(self) -> Path:
+        return self.folder / "encoder.keras"
+
+    @property
+    def decoder(self) -> Path:
+        return self.folder / "decoder.keras"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "model.json"
+
+    @property
+    def embeddings(self) -> Path:
+        """Latent coordinates of the frames that this model has encoded, one dataset a segment."""
+        return self.folder / "embeddings.h5"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Where everything of a campaign lies, below one folder."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "settings.yaml"
+
+    @property
+    def run_info(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def decisions(self) -> Path:
+        return self.root / "decisions.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """Tasks end in order when this file appears."""
+        return self.root / "stop.request"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "campaign.lock"
+
+    @property
+    def system(self) -> Path:
+        return self.root / "system"
+
+    @property
+    def topology(self) -> Path:
+        """Start structure: the topology of every trajectory."""
+        return self.system / "topology.pdb"
+
+    @property
+    def native(self) -> Path:
+        return self.system / "native.pdb"
+
+    @property
+    def system_xml(self) -> Path:
+        return self.system / "system.xml"
+
+    @property
+    def system_record(self) -> Path:
+        return self.system / "system.json"
+
+    @property
+    def simulations(self) -> Path:
+        return self.root / "simulations"
+
+    def simulation(self, simulation: int) -> Path:
+        return self.simulations / f"{simulation:04d}"
+
+    def simulation_record(self, simulation: int) -> Path:
+        return self.simulation(simulation) / "simulation.json"
+
+    def start_structure(self, simulation: int) -> Path:
+        return self.simulation(simulation) / "start.pdb"
+
+    def segment(self, simulation: int, segment: int) -> SegmentPaths:
+        return SegmentPaths(self.simulation(simulation) / f"segment-{segment:04d}")
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def model(self, iteration: int, latent_dim: int) -> ModelPaths:
+        return ModelPaths(self.models / f"iteration-{iteration:04d}" / f"latent-{latent_dim}")
+
+    @property
+    def analyses(self) -> Path:
+        return self.root / "analysis"
+
+    def analysis(self, iteration: int) -> Path:
+        return self.analyses / f"iteration-{iteration:04d}.json"
+
+    def analysis_task(self, iteration: int) -> Path:
+        return self.analyses / f"iteration-{iteration:04d}.task.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def task_sandbox(self, task: str) -> Path:
+        return self.logs / "tasks" / task
+
+    @property
+    def radical(self) -> Path:
+        """All that RADICAL-EnTK and RADICAL-Pilot write."""
+        return self.root / "radical"
+
+
+def simulate_task_name(iteration: int, simulation: int, segment: int) -> str:
+    """EnTK names hold letters, digits and dots."""
+    return f"simulate.{iteration:04d}.{simulation:04d}.{segment:04d}"
+
+
+def train_task_name(iteration: int, latent_dim: int) -> str:
+    return f"train.{iteration:04d}.latent{latent_dim}"
+
+
+def analyse_task_name(iteration: int) -> str:
+    return f"analyse.{iteration:04d}"

@@ -1,0 +1,260 @@
+"""Molecular dynamics of one segment with OpenMM: platform, context, reporters. Lengths in ångström outside OpenMM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from entk_app.errors import EntkAppError
+from entk_app.frames import FrameWriter
+from entk_app.settings import SimulateSettings
+
+logger = logging.getLogger(__name__)
+
+#: Fastest first. On a CPU, systems of few particles run faster on the Reference platform, which has no threads to
+#: keep together (see docs/decisions).
+_GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
+_SMALL_SYSTEM = 100
+
+
+class PlatformError(EntkAppError):
+    """No OpenMM platform that was asked for can make a context here."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a segment starts from: exactly one of a saved state or positions.
+
+    Attributes
+    ----------
+    state_xml : str or None
+        Serialized State of the segment before: positions, velocities, time and step go on as they were.
+    positions : array, shape (n_atoms, 3), ångström, or None
+        Positions that get fresh velocities.
+    minimise : bool
+        Minimise the positions first: the first segment from the initial structure.
+    """
+
+    state_xml: str | None = None
+    positions: NDArray[np.floating] | None = None
+    minimise: bool = False
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What one segment was."""
+
+    n_frames: int
+    steps: int
+    first_step: int
+    start_time_ps: float
+    time_ps: float
+    ended_by: Literal["length", "clock", "stop_request", "walltime"]
+    platform: str
+    device: str | None
+    seconds_md: float
+    min_rmsd: float | None
+    min_rmsd_frame: int | None
+    last_rmsd: float | None
+
+    @property
+    def ns_per_day(self) -> float:
+        return self.time_ps * 1e-3 / self.seconds_md * 86_400 if self.seconds_md > 0 else 0.0
+
+
+class FrameReporter:
+    """OpenMM reporter of contact maps and order parameters: hands every frame's CA atoms to a FrameWriter."""
+
+    def __init__(self, writer: FrameWriter, ca_indices: tuple[int, ...], interval: int) -> None:
+        self._writer = writer
+        self._ca = np.asarray(ca_indices)
+        self._interval = interval
+
+    def describeNextReport(self, simulation: Any) -> dict[str, Any]:
+        steps = self._interval - simulation.currentStep % self._interval
+        return {"steps": steps, "periodic": False, "include": ["positions"]}
+
+    def report(self, simulation: Any, state: Any) -> None:
+        positions = to_trajectory_precision(state.getPositions(asNumpy=True)._value)
+        self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), positions[self._ca])
+
+
+def to_trajectory_precision(positions_nm: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Positions in ångström as a DCD file will hold them, so that what is computed now can be recomputed from it."""
+    return (10.0 * np.asarray(positions_nm, dtype=np.float64)).astype(np.float32).astype(np.float64)
+
+
+def create_context(
+    topology: Any, system: Any, settings: SimulateSettings, seed: int, cores: int
+) -> tuple[Any, str, str | None]:
+    """An ``app.Simulation`` on the fastest platform present, its platform's name and its device.
+
+    Parameters
+    ----------
+    topology, system : openmm.app.Topology, openmm.System
+    settings : SimulateSettings
+    seed : int
+        Of the Langevin noise.
+    cores : int
+        Threads on the CPU platform.
+
+    Raises
+    ------
+    PlatformError
+        No platform can run it, or the one asked for is not there.
+    """
+    present = {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
+    order: tuple[str, ...]
+    if settings.platform == "auto":
+        on_cpu = ("Reference", "CPU") if system.getNumParticles() < _SMALL_SYSTEM else ("CPU", "Reference")
+        order = (*_GPU_PLATFORMS, *on_cpu)
+    else:
+        order = (settings.platform,)
+    reasons = []
+    for name in order:
+        if name not in present:
+            reasons.append(f"{name}: not installed")
+            continue
+        integrator = openmm.LangevinMiddleIntegrator(
+            settings.temperature_k * unit.kelvin,
+            settings.friction_per_ps / unit.picosecond,
+            settings.time_step_fs * unit.femtosecond,
+        )
+        integrator.setRandomNumberSeed(seed)
+        properties = {}
+        if name == "CPU":
+            properties["Threads"] = str(cores)
+        elif name in _GPU_PLATFORMS:
+            # The task sees its own device only: it is number 0 here.
+            properties = {"DeviceIndex": "0", "Precision": "mixed"}
+        try:
+            platform = openmm.Platform.getPlatformByName(name)
+            simulation = app.Simulation(topology, system, integrator, platform, properties)
+        except openmm.OpenMMException as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        device = os.environ.get("CUDA_VISIBLE_DEVICES") or "0" if name in _GPU_PLATFORMS else None
+        return simulation, name, device
+    raise PlatformError(f"simulate.platform = '{settings.platform}' cannot run here: " + "; ".join(reasons))
+
+
+def run_segment(
+    simulation: Any,
+    start: Start,
+    settings: SimulateSettings,
+    folder: Path,
+    make_writer: Callable[[NDArray[np.floating]], FrameWriter],
+    ca_indices: tuple[int, ...],
+    seed: int,
+    n_frames: int | None,
+    *,
+    names: tuple[str, str, str],
+    platform: str,
+    device: str | None,
+    should_stop: Callable[[], Literal["stop_request", "walltime"] | None] = lambda: None,
+    on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
+) -> SegmentResult:
+    """Simulate one segment and write trajectory, log, frames and State into ``folder``.
+
+    Parameters
+    ----------
+    simulation : openmm.app.Simulation
+        From :func:`create_context`.
+    start : Start
+    folder : Path
+        Existing folder to write to.
+    make_writer : callable
+        Makes the frame writer from the start positions, shape (n_atoms, 3), ångström.
+    seed : int
+        Of the velocities.
+    n_frames : int or None
+        Length of the segment; None: until ``settings.segment_minutes`` are over.
+    names : (trajectory, log, state)
+        File names.
+    should_stop : callable
+        Asked after every frame; a reason ends the segment in order.
+    on_frame : callable
+        Told of every frame: the writer, and ns a day so far.
+
+    Raises
+    ------
+    openmm.OpenMMException
+        The simulation blew up (NaN).
+    """
+    context, interval = simulation.context, round(settings.report_interval_ps * 1000.0 / settings.time_step_fs)
+    if start.state_xml is not None:
+        context.setState(openmm.XmlSerializer.deserialize(start.state_xml))
+    else:
+        context.setPositions(np.asarray(start.positions) * 0.1)
+        if start.minimise:
+            simulation.minimizeEnergy(
+                tolerance=settings.minimise_tolerance_kj_per_mol_nm * unit.kilojoules_per_mole / unit.nanometer,
+                maxIterations=settings.minimise_max_iterations,
+            )
+        context.setVelocitiesToTemperature(settings.temperature_k * unit.kelvin, seed)
+    first = context.getState(positions=True)
+    first_step = simulation.currentStep
+    start_ps = first.getTime().value_in_unit(unit.picosecond)
+    writer = make_writer(first.getPositions(asNumpy=True).value_in_unit(unit.angstrom))
+    trajectory, log, state_file = (folder / name for name in names)
+    simulation.reporters.extend(
+        [
+            app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False),
+            FrameReporter(writer, ca_indices, interval),
+            app.StateDataReporter(
+                str(log),
+                interval,
+                step=True,
+                time=True,
+                potentialEnergy=True,
+                kineticEnergy=True,
+                totalEnergy=True,
+                temperature=True,
+                speed=True,
+            ),
+        ]
+    )
+    began = time.monotonic()
+    ended_by: Literal["length", "clock", "stop_request", "walltime"] = "length"
+    while n_frames is None or writer.n_frames < n_frames:
+        simulation.step(interval)
+        seconds = time.monotonic() - began
+        on_frame(writer, writer.n_frames * settings.report_interval_ps * 1e-3 / max(seconds, 1e-9) * 86_400)
+        if n_frames is None and seconds >= (settings.segment_minutes or 0.0) * 60.0:
+            ended_by = "clock"
+            break
+        reason = should_stop()
+        if reason is not None:
+            ended_by = reason
+            break
+    seconds = time.monotonic() - began
+    writer.flush()
+    last = context.getState(positions=True, velocities=True, parameters=True)
+    state_file.write_text(openmm.XmlSerializer.serialize(last), encoding="utf-8")
+    # The reporters close their files when they go.
+    simulation.reporters.clear()
+    steps = simulation.currentStep - first_step
+    return SegmentResult(
+        n_frames=writer.n_frames,
+        steps=steps,
+        first_step=first_step,
+        start_time_ps=start_ps,
+        time_ps=steps * settings.time_step_fs * 1e-3,
+        ended_by=ended_by,
+        platform=platform,
+        device=device,
+        seconds_md=seconds,
+        min_rmsd=writer.min_rmsd,
+        min_rmsd_frame=writer.min_rmsd_frame,
+        last_rmsd=writer.last_rmsd,
+    )

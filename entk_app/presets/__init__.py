@@ -1,0 +1,1 @@
+"""Settings by name; the first line of each file is its title."""

@@ -1,0 +1,372 @@
+"""What the campaign and its tasks tell each other: frozen records, written whole, validated when read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from entk_app.errors import RecordError
+
+RecordType = TypeVar("RecordType", bound="Record")
+
+#: JSON has no infinity: an unbounded isolation is written as null.
+UnboundedFloat = Annotated[
+    float,
+    BeforeValidator(lambda value: float("inf") if value is None else value),
+    PlainSerializer(lambda value: None if value == float("inf") else value, return_type=float | None),
+]
+
+
+class Record(BaseModel):
+    """Base of everything that is kept as JSON in a run folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FrameRef(Record):
+    """The identity of a frame: carried beside the numbers, never computed from a global index."""
+
+    simulation: int
+    segment: int
+    frame: int
+
+    def __str__(self) -> str:
+        return f"simulation {self.simulation} segment {self.segment} frame {self.frame}"
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return (self.simulation, self.segment, self.frame)
+
+
+class SystemRecord(Record):
+    """What is simulated, as built at the start of the campaign."""
+
+    name: str
+    model: Literal["all-atom", "calpha"]
+    sequence: str
+    n_atoms: int
+    n_residues: int
+    ca_indices: tuple[int, ...]
+    has_native: bool
+    force_field: str
+
+
+class SimulationRecord(Record):
+    """Where a simulation comes from."""
+
+    simulation: int
+    iteration: int
+    origin: FrameRef | None
+    origin_rmsd_angstrom: float | None = None
+    seed: int
+
+
+class SimulateTask(Record):
+    """The order to a simulate task: run one segment of one simulation."""
+
+    simulation: int
+    segment: int
+    iteration: int
+    seed: int
+    origin: FrameRef | None
+    end_by_unix: float | None
+    cores: int
+    gpus: int
+
+
+class SegmentRecord(Record):
+    """One finished segment. Its files stand beside it."""
+
+    simulation: int
+    segment: int
+    iteration: int
+    origin: FrameRef | None
+    seed: int
+    n_frames: int
+    steps: int
+    first_step: int
+    time_ps: float
+    start_time_ps: float
+    min_rmsd_angstrom: float | None
+    min_rmsd_frame: int | None
+    last_rmsd_angstrom: float | None
+    platform: str
+    device: str | None
+    cores: int
+    friction_per_ps: float
+    temperature_k: float
+    ended_by: Literal["length", "clock", "stop_request", "walltime"]
+    seconds_setup: float
+    seconds_md: float
+    ns_per_day: float
+    unix_start: float
+    unix_end: float
+
+
+class SegmentProgress(Record):
+    """A running segment, refreshed every few seconds."""
+
+    simulation: int
+    segment: int
+    n_frames: int
+    min_rmsd_angstrom: float | None
+    ns_per_day: float
+
+
+class SegmentKey(Record):
+    """A segment whose frames a task is to read, and how many there are."""
+
+    simulation: int
+    segment: int
+    n_frames: int
+
+
+class TrainTask(Record):
+    """The order to a train task: one latent size on these segments."""
+
+    iteration: int
+    latent_dim: int
+    seed: int
+    segments: tuple[SegmentKey, ...]
+    encode_all: bool
+    cores: int
+    gpus: int
+
+
+class ModelRecord(Record):
+    """A trained model and how well it reconstructs frames that it was not trained on."""
+
+    iteration: int
+    latent_dim: int
+    architecture: str
+    n_residues: int
+    n_parameters: int
+    n_train_frames: int
+    n_held_out_frames: int
+    batch_size: int
+    epochs: int
+    best_epoch: int
+    held_out_reconstruction: float
+    held_out_loss: float
+    train_loss: float
+    seconds_load: float
+    seconds_train: float
+    seconds_per_epoch: float
+    inference_ms_per_frame: float | None
+    device: str
+    seed: int
+    unix_start: float
+    unix_end: float
+
+
+class ModelRef(Record):
+    """A model by the iteration that trained it and its latent size."""
+
+    iteration: int
+    latent_dim: int
+
+
+class AnalyseTask(Record):
+    """The order to an analyse task."""
+
+    iteration: int
+    models: tuple[ModelRef, ...]
+    segments: tuple[SegmentKey, ...]
+    cores: int
+    gpus: int
+
+
+class ModelOutliers(Record):
+    """What one model found: DBSCAN with this eps has this noise set."""
+
+    model: ModelRef
+    eps: float | None
+    min_samples: int
+    n_frames: int
+    n_outliers: int
+
+
+class Finding(Record):
+    """One model's word on an outlier: DBSCAN calls it noise at every eps below ``distance``."""
+
+    latent_dim: int
+    eps: float
+    distance: UnboundedFloat
+
+    @property
+    def isolation(self) -> float:
+        return self.distance / self.eps
+
+
+class Outlier(Record):
+    """A frame that at least one model holds for an outlier."""
+
+    frame: FrameRef
+    rmsd_angstrom: float | None
+    found_by: tuple[Finding, ...]
+
+    @property
+    def isolation(self) -> float:
+        """Distance over eps, the largest of the models: comparable between latent spaces."""
+        return max(finding.isolation for finding in self.found_by)
+
+
+class AnalysisRecord(Record):
+    """The outliers of an iteration, lowest RMSD first."""
+
+    iteration: int
+    best_model: ModelRef
+    models: tuple[ModelOutliers, ...]
+    outliers: tuple[Outlier, ...]
+    n_frames: int
+    min_rmsd_angstrom: float | None
+    seconds_encode: float
+    seconds_outliers: float
+    unix_start: float
+    unix_end: float
+
+
+class Action(Record):
+    """What happens to one simulation, and why."""
+
+    kind: Literal["start", "continue", "restart", "purge", "end"]
+    simulation: int
+    reason: str
+    origin: FrameRef | None = None
+    rmsd_angstrom: float | None = None
+
+
+class Decision(Record):
+    """One turn of the campaign: what is run next, for which reason."""
+
+    index: int
+    iteration: int
+    next: Literal["simulate", "learn", "stop"]
+    reason: str
+    stop_reason: str | None = None
+    actions: tuple[Action, ...] = ()
+    n_frames: int = 0
+    n_outliers: int | None = None
+    min_rmsd_angstrom: float | None = None
+    unix: float = 0.0
+
+
+class RunInfo(Record):
+    """With what a campaign was run: a run folder describes itself."""
+
+    entk_app: str
+    python: str
+    executable: str
+    host: str
+    machine: str
+    packages: dict[str, str | None]
+    command: tuple[str, ...]
+    seed: int
+    unix: float
+
+
+class Summary(Record):
+    """The campaign as a row of the paper's table 1."""
+
+    system: str
+    model: str
+    n_simulations: int
+    total_time_us: float
+    shortest_us: float | None
+    longest_us: float | None
+    n_iterations: int
+    n_frames: int
+    n_outliers: int
+    n_purged: int
+    n_restarts: int
+    n_failed_tasks: int
+    min_rmsd_angstrom: float | None
+    min_rmsd_frame: FrameRef | None
+    friction_per_ps: float
+    temperature_k: float
+    seed: int
+    stop_reason: str
+    message: str
+    seconds: float
+    platforms: tuple[str, ...]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish a text file: a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Publish a record as JSON, whole or not at all."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def read_record(kind: type[RecordType], path: Path) -> RecordType:
+    """Read and validate a record.
+
+    Raises
+    ------
+    RecordError
+        The file is missing, truncated or not a record of this kind.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot read the {kind.__name__} {path}: {error}") from None
+    return _parse(kind, text, str(path))
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Append a record as one line of a JSON-lines file, on disk before this returns."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(record.model_dump_json() + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(kind: type[RecordType], path: Path) -> Iterator[RecordType]:
+    """The records of a JSON-lines file; none where there is no file.
+
+    Raises
+    ------
+    RecordError
+        A line is not a record of this kind.
+    """
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            yield _parse(kind, line, f"{path} line {number}")
+
+
+def _parse(kind: type[RecordType], text: str, where: str) -> RecordType:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{where} is not a whole {kind.__name__}: {place} {first['msg']}".strip()) from None
+
+
+def order_by_rmsd(outliers: Iterable[Outlier]) -> tuple[Outlier, ...]:
+    """Lowest RMSD first; most isolated first among equals and where there is no native structure."""
+    return tuple(
+        sorted(
+            outliers,
+            key=lambda o: (
+                o.rmsd_angstrom if o.rmsd_angstrom is not None else float("inf"),
+                -o.isolation,
+                o.frame.key,
+            ),
+        )
+    )

@@ -1,0 +1,409 @@
+"""What the user asks for: one frozen, validated tree of settings, YAML in and out.
+
+A value comes from the defaults below, then a preset or a configuration file, then ``--set key=value``.
+Validators check; they never read files, make folders or draw numbers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from entk_app.errors import SettingsError
+
+#: Pairs of keys of which a campaign has exactly one: giving one clears a default of the other.
+ALTERNATIVES = (("simulate.segment_ns", "simulate.segment_minutes"), ("system.pdb", "system.sequence"))
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class SystemSettings(_Group):
+    """The protein, and how it is modelled."""
+
+    name: str = Field(
+        "villin",
+        min_length=1,
+        max_length=40,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$",
+        description="fs-peptide, villin, bba, or a name of your own together with `pdb` or `sequence`",
+    )
+    model: Literal["all-atom", "calpha"] = Field(
+        "calpha",
+        description="all-atom (AMBER ff99SB-ILDN, OBC implicit solvent) or calpha (structure-based CA model, needs a native structure)",
+    )
+    pdb: Path | None = Field(None, description="start structure of a protein of your own (PDB)")
+    sequence: str | None = Field(
+        None, description="its one-letter sequence instead: an extended chain is built; ACE- and -NME caps allowed"
+    )
+    reference: Path | None = Field(
+        None, description="native structure (PDB) for RMSD and native contacts; built-in systems have their own"
+    )
+    reduced_temperature: float = Field(
+        0.6,
+        gt=0,
+        le=5,
+        description="calpha only: temperature in units of epsilon/kB; sets the contact energy epsilon = kB T / this",
+    )
+
+
+class SimulateSettings(_Group):
+    """Molecular dynamics: one task a slot and iteration runs one segment."""
+
+    segment_ns: float | None = Field(None, gt=0, description="length of a segment in simulated ns")
+    segment_minutes: float | None = Field(
+        None, gt=0, le=10_000, description="or in minutes of wall clock (the paper's 5), whichever you prefer"
+    )
+    report_interval_ps: float = Field(50.0, gt=0, description="a frame every so many ps")
+    time_step_fs: float = Field(2.0, gt=0, le=50, description="integration step")
+    hydrogen_mass_amu: float | None = Field(
+        None, ge=1.0, le=5.0, description="all-atom: mass repartitioned to hydrogens (4 allows 4 fs); none: as is"
+    )
+    temperature_k: float = Field(300.0, gt=0, le=2000, description="Langevin temperature")
+    friction_per_ps: float = Field(
+        91.0, gt=0, le=1000, description="Langevin friction (91 is water's; 1 folds faster but is another kinetics)"
+    )
+    cutoff_angstrom: float = Field(10.0, gt=0, description="all-atom: non-bonded cutoff, no periodic box")
+    contact_cutoff_angstrom: float = Field(8.0, gt=0, description="two CA atoms nearer than this are in contact")
+    minimise_tolerance_kj_per_mol_nm: float = Field(10.0, gt=0, description="L-BFGS tolerance of the first segment")
+    minimise_max_iterations: int = Field(100, ge=0, description="L-BFGS iterations at most (0: until converged)")
+    platform: Literal["auto", "CUDA", "HIP", "OpenCL", "CPU", "Reference"] = Field(
+        "auto", description="OpenMM platform; auto takes the fastest present"
+    )
+
+
+class TrainSettings(_Group):
+    """Convolutional variational autoencoders: one task a latent size."""
+
+    latent_dims: tuple[int, ...] = Field((3, 4, 5, 6), min_length=1, description="latent sizes, a model each")
+    architecture: Literal["fast", "paper"] = Field(
+        "fast", description="fast (two strided convolutions, Adam) or paper (four convolutions of 64 filters, RMSprop)"
+    )
+    epochs: int = Field(100, ge=1, le=100_000, description="epochs at most")
+    patience: int | None = Field(
+        10, ge=1, description="stop after so many epochs without a lower held-out loss; none: train all epochs"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="frames a batch; none: about 100 updates an epoch (fast: 16 to 512 frames)"
+    )
+    held_out_fraction: float = Field(0.2, gt=0, lt=1, description="share of the frames held out, in whole blocks")
+    block_frames: int = Field(
+        100, ge=1, description="consecutive frames of a block: neighbours in time are correlated and stay together"
+    )
+    max_frames: int | None = Field(
+        200_000, ge=10, description="train on a random, seeded choice of blocks of at most so many frames; none: all"
+    )
+
+    @field_validator("latent_dims")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 1 <= v <= 256 for v in value):
+            raise ValueError("each latent size must be from 1 to 256")
+        if len(set(value)) != len(value):
+            raise ValueError("each latent size may be given once")
+        return value
+
+
+class AnalyseSettings(_Group):
+    """Outliers: DBSCAN noise in the latent space."""
+
+    models: Literal["all", "best"] | int = Field(
+        "all", description="encode with all models, the best (lowest held-out reconstruction loss), or one latent size"
+    )
+    max_outliers: int = Field(50, ge=0, description="outliers a model at most; eps follows from it")
+    min_samples: int = Field(10, ge=2, le=1000, description="DBSCAN: neighbours of a core point, itself counted")
+
+
+class SteeringSettings(_Group):
+    """Which simulations go on, end, or start from an outlier."""
+
+    ranking: Literal["rmsd", "mix", "novelty"] = Field(
+        "rmsd",
+        description="restart from the lowest RMSD; mix (of four: 2 lowest, 1 random, 1 highest); novelty (most isolated)",
+    )
+    initial_frames: int = Field(
+        0, ge=0, description="all slots simulate, without learning, until so many frames exist (the paper's 100,000)"
+    )
+    min_frames: int = Field(10_000, ge=1, description="a simulation shorter than this is never purged")
+    window: int = Field(
+        5_000, ge=1, description="purge when none of a simulation's last so many frames is an outlier"
+    )
+    min_restarts: int = Field(
+        0,
+        ge=0,
+        description="at least so many slots an iteration are given to outliers: when the purge rule frees fewer, the "
+        "simulations whose last outlier is longest ago give way (0: the paper's rule alone)",
+    )
+
+
+class StopSettings(_Group):
+    """When the campaign ends; whichever comes first."""
+
+    target_rmsd_angstrom: float | None = Field(
+        None, gt=0, description="folded: a frame this near to the native structure"
+    )
+    max_iterations: int = Field(100, ge=1, description="iterations of simulate, train, analyse")
+    max_time_us: float | None = Field(None, gt=0, description="aggregate simulated time")
+
+
+class ResourceSettings(_Group):
+    """Where it runs: a RADICAL-Pilot label and how its node is divided."""
+
+    label: str = Field("local.localhost", pattern=r"^[\w-]+\.[\w.-]+$", description="<site>.<key> of a resource file")
+    cores: int | None = Field(None, ge=1, description="cores to ask for; none: as the resource says")
+    gpus: int | None = Field(None, ge=0, description="GPUs to ask for; none: as the resource says")
+    cores_per_simulation: int | None = Field(
+        None, ge=1, description="cores of a simulation; none: one on a CPU, an equal share beside a GPU"
+    )
+    md_slots: int | None = Field(None, ge=1, description="simulations at a time once learning began; none: all slots")
+    ml_slots: int | None = Field(None, ge=1, description="trainings at a time; none: all slots")
+    walltime_min: float = Field(60.0, gt=0, description="walltime of the pilot")
+    queue: str | None = Field(None, description="batch queue")
+    project: str | None = Field(None, description="project or account that is charged")
+    access_schema: str | None = Field(None, description="schema of the resource file; none: its default")
+    pre_exec: tuple[str, ...] = Field((), description="shell lines run before every task (module load ...)")
+
+
+class Settings(_Group):
+    """A whole campaign as asked for.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        When a value is out of bounds or two do not go together; :func:`build_settings` words it for people.
+    """
+
+    seed: int = Field(1, ge=0, lt=2**31, description="all random numbers of the campaign follow from it")
+    system: SystemSettings = Field(default_factory=SystemSettings)
+    simulate: SimulateSettings = Field(default_factory=SimulateSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    analyse: AnalyseSettings = Field(default_factory=AnalyseSettings)
+    steering: SteeringSettings = Field(default_factory=SteeringSettings)
+    stop: StopSettings = Field(default_factory=StopSettings)
+    resource: ResourceSettings = Field(default_factory=ResourceSettings)
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        sim = self.simulate
+        if (sim.segment_ns is None) == (sim.segment_minutes is None):
+            given = "both are" if sim.segment_ns is not None else "neither is"
+            raise ValueError(f"simulate.segment_ns or simulate.segment_minutes: give exactly one ({given} set)")
+        steps = sim.report_interval_ps * 1000.0 / sim.time_step_fs
+        if abs(steps - round(steps)) > 1e-6 * steps or round(steps) < 1:
+            raise ValueError(
+                f"simulate.report_interval_ps = {sim.report_interval_ps:g} is {steps:g} steps of "
+                f"simulate.time_step_fs = {sim.time_step_fs:g}: it must be a whole number of steps"
+            )
+        if sim.segment_ns is not None and sim.segment_ns * 1000.0 < sim.report_interval_ps * (1 - 1e-9):
+            raise ValueError(
+                f"simulate.segment_ns = {sim.segment_ns:g} is shorter than one "
+                f"simulate.report_interval_ps = {sim.report_interval_ps:g}: a segment must hold at least one frame"
+            )
+        if self.system.pdb is not None and self.system.sequence is not None:
+            raise ValueError("system.pdb or system.sequence: give one of them, not both")
+        if isinstance(self.analyse.models, int) and self.analyse.models not in self.train.latent_dims:
+            raise ValueError(
+                f"analyse.models = {self.analyse.models} is not among train.latent_dims = "
+                f"{list(self.train.latent_dims)}"
+            )
+        if self.steering.window > self.steering.min_frames:
+            raise ValueError(
+                f"steering.window = {self.steering.window} is longer than steering.min_frames = "
+                f"{self.steering.min_frames}: the window must lie within a simulation that may be purged"
+            )
+        return self
+
+    @property
+    def steps_per_frame(self) -> int:
+        return round(self.simulate.report_interval_ps * 1000.0 / self.simulate.time_step_fs)
+
+    @property
+    def frames_per_segment(self) -> int | None:
+        """Frames of a segment of fixed length; None where the wall clock decides."""
+        if self.simulate.segment_ns is None:
+            return None
+        return max(1, math.floor(self.simulate.segment_ns * 1000.0 / self.simulate.report_interval_ps + 1e-6))
+
+
+def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """All dotted keys of the tree, in order."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def preset_names() -> list[str]:
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("entk_app.presets").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def read_preset(name: str) -> tuple[str, dict[str, Any]]:
+    """The one-line description and the values of a preset.
+
+    Raises
+    ------
+    SettingsError
+        No preset of that name.
+    """
+    names = preset_names()
+    if name not in names:
+        raise SettingsError(f"there is no preset '{name}'{suggest(name, names)}; there are: {', '.join(names)}")
+    text = (resources.files("entk_app.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+    title = text.splitlines()[0].lstrip("# ").strip()
+    return title, yaml.safe_load(text)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a YAML configuration file.
+
+    Raises
+    ------
+    SettingsError
+        The file is missing, not UTF-8, not YAML or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+    return _as_mapping(_parse_yaml(text, str(path)), str(path))
+
+
+def build_settings(
+    *layers: Mapping[str, Any], assignments: Iterable[str] = (), relative_to: Path | None = None
+) -> Settings:
+    """Merge layers of values, later over earlier, then ``key=value`` assignments, and validate.
+
+    Parameters
+    ----------
+    layers
+        Nested mappings, such as a preset's or a file's.
+    assignments
+        ``--set`` values: dotted key, ``=``, a YAML value.
+    relative_to
+        Folder that relative paths are made absolute against; None: the working directory.
+
+    Raises
+    ------
+    SettingsError
+        An unknown key, a value that is not allowed, or values that do not go together.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        _merge(values, _as_mapping(layer, "the settings"))
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise SettingsError(f"--set {text!r}: write it as key=value, such as stop.max_iterations=20")
+        if key not in known_keys():
+            raise SettingsError(f"--set {text!r}: there is no setting '{key}'{suggest(key, known_keys())}")
+        nested: Any = _parse_yaml(value, f"--set {text!r}")
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(values, nested)
+    system = values.get("system")
+    if isinstance(system, dict):
+        for key in ("pdb", "reference"):
+            if isinstance(system.get(key), str) and system[key]:
+                path = Path(system[key]).expanduser()
+                system[key] = str((relative_to or Path.cwd()) / path)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def dump_yaml(settings: Settings) -> str:
+    """The settings as YAML that :func:`read_config` reads back to an equal tree."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def render_template(preset: str) -> str:
+    """A commented YAML file of every setting, with the preset's values."""
+    title, values = read_preset(preset)
+    settings = build_settings(values)
+    lines = [f"# {title}", f"# Made by: entk-app template {preset}", ""]
+    dumped = settings.model_dump(mode="json")
+
+    def describe(model: type[BaseModel], data: Mapping[str, Any], indent: str) -> None:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                lines.extend(["", f"# {(kind.__doc__ or '').splitlines()[0]}", f"{name}:"])
+                describe(kind, data[name], indent + "  ")
+            else:
+                value = yaml.safe_dump(data[name], default_flow_style=True, width=1000)
+                lines.append(f"{indent}{name}: {value.removesuffix('...' + chr(10)).strip()}  # {field.description}")
+
+    describe(Settings, dumped, "")
+    return "\n".join(lines) + "\n"
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{where} is not valid YAML: {reason}") from None
+
+
+def _as_mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{where} must be groups of settings (system:, simulate: ...), not {type(value).__name__}")
+    return dict(value)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for first, second in ALTERNATIVES:
+        group, one, other = first.split(".")[0], first.split(".")[1], second.split(".")[1]
+        given = over.get(group)
+        if isinstance(given, Mapping) and isinstance(base.get(group), dict):
+            for mine, theirs in ((one, other), (other, one)):
+                if given.get(mine) is not None and given.get(theirs) is None:
+                    base[group].pop(theirs, None)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def suggest(word: str, words: Iterable[str]) -> str:
+    candidates = list(words)
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6) or [
+        w for w in candidates if w.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]
+    ]
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _explain(item: Any) -> str:
+    parts = [str(part) for part in item["loc"]]
+    # A union's branch name is pydantic's business, not the user's.
+    key = ".".join(p for p in parts if p not in ("int", "float", "str") and not p.startswith("literal["))
+    if item["type"] == "extra_forbidden":
+        return f"{key}: there is no such setting{suggest(key, known_keys())}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    shown = item["input"]
+    return f"{key} = {shown!r}: {message[0].lower()}{message[1:]}"

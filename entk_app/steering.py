@@ -1,0 +1,350 @@
+"""History -> decision: which simulations go on, are purged, or start from an outlier, and why.
+
+Pure functions: they read no file and draw random numbers only from a generator made of the campaign's seed.
+The rules are those of Ma et al. 2019 (section 2.2): a simulation with at least ``min_frames`` none of whose last
+``window`` frames is an outlier is purged, and its slot starts from an outlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from entk_app.records import Action, AnalysisRecord, Decision, FrameRef, Outlier, SegmentRecord, order_by_rmsd
+from entk_app.settings import Settings
+
+#: A simulation whose task fails so often in a row is ended; its slot is restarted.
+MAX_FAILURES = 2
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many tasks run at a time: all, and the split once learning has begun."""
+
+    total: int
+    simulate: int
+    learn: int
+
+
+@dataclass(frozen=True)
+class SimulationHistory:
+    """One trajectory so far."""
+
+    simulation: int
+    origin: FrameRef | None = None
+    segments: tuple[SegmentRecord, ...] = ()
+    alive: bool = True
+    failures: int = 0
+
+    @property
+    def n_frames(self) -> int:
+        return sum(segment.n_frames for segment in self.segments)
+
+    @property
+    def time_ps(self) -> float:
+        return sum(segment.time_ps for segment in self.segments)
+
+    @property
+    def last_rmsd_angstrom(self) -> float | None:
+        return self.segments[-1].last_rmsd_angstrom if self.segments else None
+
+    def position(self, ref: FrameRef) -> int:
+        """Place of a frame among all frames of this simulation, from 0."""
+        before = 0
+        for segment in self.segments:
+            if segment.segment == ref.segment:
+                return before + ref.frame
+            before += segment.n_frames
+        raise KeyError(f"{ref} is not of simulation {self.simulation}")
+
+
+@dataclass(frozen=True)
+class History:
+    """All that a decision may depend on."""
+
+    iteration: int
+    simulations: tuple[SimulationHistory, ...]
+    n_decisions: int = 0
+    used: frozenset[tuple[int, int, int]] = field(default=frozenset())
+    seconds_left: float = float("inf")
+    seconds_needed: float = 0.0
+
+    @property
+    def alive(self) -> tuple[SimulationHistory, ...]:
+        return tuple(s for s in self.simulations if s.alive)
+
+    @property
+    def n_frames(self) -> int:
+        return sum(s.n_frames for s in self.simulations)
+
+    @property
+    def time_us(self) -> float:
+        return sum(s.time_ps for s in self.simulations) * 1e-6
+
+    @property
+    def segments(self) -> tuple[SegmentRecord, ...]:
+        return tuple(segment for s in self.simulations for segment in s.segments)
+
+    @property
+    def best(self) -> SegmentRecord | None:
+        """The segment with the frame nearest to the native structure."""
+        scored = [segment for segment in self.segments if segment.min_rmsd_angstrom is not None]
+        return min(scored, key=lambda segment: segment.min_rmsd_angstrom or 0.0, default=None)
+
+    @property
+    def min_rmsd_angstrom(self) -> float | None:
+        return self.best.min_rmsd_angstrom if self.best else None
+
+
+def decide_start(settings: Settings, slots: Slots) -> Decision:
+    """The first turn: every slot that simulates now starts from the initial structure."""
+    count = slots.total if settings.steering.initial_frames > 0 else slots.simulate
+    actions = tuple(
+        Action(kind="start", simulation=number, reason="first simulations, from the initial structure")
+        for number in range(count)
+    )
+    return Decision(index=0, iteration=1, next="simulate", reason=f"{count} simulations start", actions=actions)
+
+
+def decide_after_simulate(history: History, settings: Settings, slots: Slots) -> Decision:
+    """After a simulate stage: stop, simulate on, or learn."""
+    stop = _check_stop(history, settings)
+    if stop is not None:
+        return stop
+    if history.alive and all(s.failures >= MAX_FAILURES for s in history.alive):
+        return _stop(history, "failed", f"every simulation failed {MAX_FAILURES} times in a row")
+    ended, going_on = _end_failed(history.alive)
+    wanted = settings.steering.initial_frames
+    if 0 < history.n_frames < wanted or not history.n_frames:
+        reason = f"{history.n_frames} of {wanted or 1} initial frames: simulate on before learning"
+        first_id = _next_id(history)
+        renewed = tuple(
+            Action(
+                kind="start",
+                simulation=first_id + number,
+                reason=f"in place of simulation {action.simulation}, from the initial structure",
+            )
+            for number, action in enumerate(ended)
+        )
+        actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed)
+        return _decision(history, "simulate", reason, actions)
+    return _decision(history, "learn", f"learn from {history.n_frames} frames", ended)
+
+
+def decide_after_analysis(
+    history: History, analysis: AnalysisRecord | None, settings: Settings, slots: Slots
+) -> Decision:
+    """After an analyse stage: stop, or fill the slots of the next iteration.
+
+    Parameters
+    ----------
+    history : History
+    analysis : AnalysisRecord or None
+        None where the analysis failed: simulations go on, nothing is purged or restarted.
+    """
+    n_outliers = None if analysis is None else len(analysis.outliers)
+    stop = _check_stop(history, settings)
+    if stop is None and history.iteration >= settings.stop.max_iterations:
+        stop = _stop(history, "max_iterations", f"{history.iteration} iterations done, stop.max_iterations reached")
+    if stop is not None:
+        return stop.model_copy(update={"n_outliers": n_outliers})
+
+    candidates = [] if analysis is None else list(rank_restarts(analysis.outliers, history, settings))
+    last_outliers = {s.simulation: find_last_outlier(s, analysis) for s in history.alive}
+    ended, alive = _end_failed(history.alive)
+    leaving: list[tuple[SimulationHistory, Action]] = []
+
+    # The slots that learning takes from the initial phase.
+    by_staleness = sorted(alive, key=lambda s: _staleness(s, last_outliers[s.simulation]), reverse=True)
+    for simulation in by_staleness[: max(0, len(alive) - slots.simulate)]:
+        action = Action(
+            kind="end", simulation=simulation.simulation, reason="its slot goes to learning after the initial phase"
+        )
+        leaving.append((simulation, action))
+    gone = {s.simulation for s, _ in leaving}
+
+    free = slots.simulate - (len(alive) - len(gone))
+    budget = max(0, len(candidates) - max(0, free))
+    if analysis is not None:
+        purges = [
+            (s, reason)
+            for s in by_staleness
+            if s.simulation not in gone
+            and (reason := explain_purge(s, last_outliers[s.simulation], settings)) is not None
+        ]
+        spare = [
+            (s, f"gives way to an outlier: {_describe_last(s, last_outliers[s.simulation])} (steering.min_restarts)")
+            for s in by_staleness
+            if s.simulation not in gone
+            and s.n_frames >= settings.steering.min_frames
+            and s.simulation not in {p.simulation for p, _ in purges}
+        ]
+        shortfall = settings.steering.min_restarts - len(purges) - max(0, free)
+        purges += spare[: max(0, shortfall)]
+        for simulation, reason in purges[:budget]:
+            leaving.append((simulation, Action(kind="purge", simulation=simulation.simulation, reason=reason)))
+        gone = {s.simulation for s, _ in leaving}
+        held = {s.simulation: reason for s, reason in purges[budget:]}
+    else:
+        held = {}
+
+    stays = []
+    for simulation in alive:
+        if simulation.simulation in gone:
+            continue
+        if simulation.simulation in held:
+            why = f"{held[simulation.simulation]}, but no outlier is left to start from: goes on"
+        elif analysis is None:
+            why = "no analysis this iteration: goes on"
+        else:
+            why = _describe_last(simulation, last_outliers[simulation.simulation])
+        stays.append(_continue(simulation, why))
+
+    starts = []
+    first_id = _next_id(history)
+    for number in range(max(0, slots.simulate - len(stays))):
+        if number < len(candidates):
+            outlier = candidates[number]
+            starts.append(
+                Action(
+                    kind="restart",
+                    simulation=first_id + number,
+                    origin=outlier.frame,
+                    rmsd_angstrom=outlier.rmsd_angstrom,
+                    reason=f"from the outlier {outlier.frame}, {_describe_outlier(outlier)}",
+                )
+            )
+        else:
+            starts.append(
+                Action(
+                    kind="start",
+                    simulation=first_id + number,
+                    reason="no outlier is left: from the initial structure",
+                )
+            )
+    actions = (*ended, *(action for _, action in leaving), *stays, *starts)
+    n_restarts = sum(action.kind == "restart" for action in starts)
+    reason = f"{len(stays)} simulations go on, {len(leaving) + len(ended)} end, {n_restarts} start from outliers"
+    decision = _decision(history, "simulate", reason, actions, iteration=history.iteration + 1)
+    return decision.model_copy(update={"n_outliers": n_outliers})
+
+
+def rank_restarts(outliers: Iterable[Outlier], history: History, settings: Settings) -> Sequence[Outlier]:
+    """The outliers that a simulation may start from, in the order in which they are taken.
+
+    A frame that was a start before, and the first frame of a simulation, are left out. The same order for
+    the same seed and iteration.
+    """
+    usable = [o for o in outliers if o.frame.key not in history.used and not (o.frame.segment == 0 == o.frame.frame)]
+    by_rmsd = list(order_by_rmsd(usable))
+    ranking = settings.steering.ranking
+    if ranking == "novelty" or any(o.rmsd_angstrom is None for o in usable):
+        return sorted(usable, key=lambda o: (-o.isolation, o.frame.key))
+    if ranking == "rmsd":
+        return by_rmsd
+    generator = np.random.default_rng([settings.seed, history.iteration, 0x6D6978])
+    ordered: list[Outlier] = []
+    while by_rmsd:
+        turn = len(ordered) % 4
+        place = 0 if turn < 2 else int(generator.integers(len(by_rmsd))) if turn == 2 else -1
+        ordered.append(by_rmsd.pop(place))
+    return ordered
+
+
+def find_last_outlier(simulation: SimulationHistory, analysis: AnalysisRecord | None) -> int | None:
+    """Place of a simulation's newest outlier among its frames, from 0; None where it has none."""
+    if analysis is None:
+        return None
+    places = [simulation.position(o.frame) for o in analysis.outliers if o.frame.simulation == simulation.simulation]
+    return max(places, default=None)
+
+
+def explain_purge(simulation: SimulationHistory, last_outlier: int | None, settings: Settings) -> str | None:
+    """Why a simulation is to be purged; None where it is not."""
+    n_frames, window = simulation.n_frames, settings.steering.window
+    if n_frames < settings.steering.min_frames:
+        return None
+    if last_outlier is not None and last_outlier >= n_frames - window:
+        return None
+    return f"{n_frames} frames, none of the last {window} an outlier"
+
+
+def _check_stop(history: History, settings: Settings) -> Decision | None:
+    stop = settings.stop
+    best, lowest = history.best, history.min_rmsd_angstrom
+    target = stop.target_rmsd_angstrom
+    if target is not None and best is not None and lowest is not None and lowest <= target:
+        return _stop(
+            history,
+            "target_rmsd",
+            f"folded: simulation {best.simulation} segment {best.segment} frame {best.min_rmsd_frame} is at "
+            f"{lowest:.2f} Å, the target is {target:g} Å",
+        )
+    if stop.max_time_us is not None and history.time_us >= stop.max_time_us * (1 - 1e-9):
+        return _stop(history, "max_time", f"{history.time_us:.6g} µs simulated, stop.max_time_us reached")
+    if history.seconds_left < history.seconds_needed:
+        return _stop(
+            history,
+            "walltime",
+            f"{history.seconds_left / 60:.1f} min of walltime left, the next stage takes about "
+            f"{history.seconds_needed / 60:.1f} min",
+        )
+    return None
+
+
+def _stop(history: History, stop_reason: str, reason: str) -> Decision:
+    return _decision(history, "stop", reason, ()).model_copy(update={"stop_reason": stop_reason})
+
+
+def _decision(
+    history: History, following: str, reason: str, actions: Sequence[Action], iteration: int | None = None
+) -> Decision:
+    return Decision(
+        index=history.n_decisions,
+        iteration=history.iteration if iteration is None else iteration,
+        next=following,  # type: ignore[arg-type]
+        reason=reason,
+        actions=tuple(actions),
+        n_frames=history.n_frames,
+        min_rmsd_angstrom=history.min_rmsd_angstrom,
+    )
+
+
+def _end_failed(alive: Iterable[SimulationHistory]) -> tuple[tuple[Action, ...], tuple[SimulationHistory, ...]]:
+    ended, going_on = [], []
+    for simulation in alive:
+        if simulation.failures >= MAX_FAILURES:
+            reason = f"its task failed {simulation.failures} times in a row"
+            ended.append(Action(kind="end", simulation=simulation.simulation, reason=reason))
+        else:
+            going_on.append(simulation)
+    return tuple(ended), tuple(going_on)
+
+
+def _continue(simulation: SimulationHistory, why: str) -> Action:
+    return Action(kind="continue", simulation=simulation.simulation, reason=why)
+
+
+def _next_id(history: History) -> int:
+    return max((s.simulation for s in history.simulations), default=-1) + 1
+
+
+def _staleness(simulation: SimulationHistory, last_outlier: int | None) -> tuple[int, float, int]:
+    """Frames since the last outlier; then the farther from native, then the younger, goes first."""
+    since = simulation.n_frames - (last_outlier if last_outlier is not None else -1)
+    rmsd = simulation.last_rmsd_angstrom
+    return (since, rmsd if rmsd is not None else 0.0, simulation.simulation)
+
+
+def _describe_last(simulation: SimulationHistory, last_outlier: int | None) -> str:
+    if last_outlier is None:
+        return f"{simulation.n_frames} frames, no outlier yet"
+    return f"last outlier {simulation.n_frames - 1 - last_outlier} frames ago"
+
+
+def _describe_outlier(outlier: Outlier) -> str:
+    if outlier.rmsd_angstrom is None:
+        return f"isolation {outlier.isolation:.2f}"
+    return f"RMSD {outlier.rmsd_angstrom:.2f} Å"

@@ -1,0 +1,46 @@
+"""The paper's all-atom protocol: AMBER ff99SB-ILDN in OBC implicit solvent (Ma et al. 2019, section 2.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from entk_app.errors import StructureError
+from entk_app.settings import SimulateSettings
+from entk_app.systems.structures import Structure
+
+FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
+
+
+def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, Any]:
+    """Add hydrogens and make the OpenMM system.
+
+    Returns
+    -------
+    (Structure, openmm.System)
+        The complete structure and its system: non-periodic cutoff, bonds to hydrogen constrained.
+
+    Raises
+    ------
+    StructureError
+        A residue matches no template of the force field: missing heavy atoms, unknown names.
+    """
+    field = app.ForceField(*FORCE_FIELD)
+    modeller = app.Modeller(structure.topology, structure.positions * 0.1 * unit.nanometer)
+    try:
+        # Placing hydrogens minimises them in a context: not on a GPU of the node that launches.
+        modeller.addHydrogens(field, pH=7.0, platform=openmm.Platform.getPlatformByName("Reference"))
+        system = field.createSystem(
+            modeller.topology,
+            nonbondedMethod=app.CutoffNonPeriodic,
+            nonbondedCutoff=settings.cutoff_angstrom * unit.angstrom,
+            constraints=app.HBonds,
+            hydrogenMass=None if settings.hydrogen_mass_amu is None else settings.hydrogen_mass_amu * unit.dalton,
+        )
+    except (ValueError, KeyError) as error:
+        raise StructureError(f"{structure.source}: the force field {FORCE_FIELD[0]} refuses it: {error}") from None
+    positions = np.asarray(modeller.positions.value_in_unit(unit.angstrom), dtype=np.float64)
+    return Structure(modeller.topology, positions, structure.source), system

@@ -1,0 +1,166 @@
+"""From settings to a system that OpenMM can run, and its files in the run folder."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from entk_app.errors import StructureError
+from entk_app.layout import RunLayout
+from entk_app.records import SystemRecord, read_record, write_record, write_text
+from entk_app.settings import Settings, suggest
+from entk_app.systems import allatom, calpha
+from entk_app.systems.catalogue import CATALOGUE
+from entk_app.systems.sequences import parse_sequence
+from entk_app.systems.structures import (
+    EXTENDED,
+    Structure,
+    build_chain,
+    check_reference,
+    find_native,
+    only_ca,
+    read_protein,
+)
+
+
+@dataclass(frozen=True)
+class BuiltSystem:
+    """A system ready to simulate.
+
+    Attributes
+    ----------
+    start : Structure
+        The initial structure, all atoms that are simulated.
+    system : openmm.System
+    native : Structure or None
+    record : SystemRecord
+    """
+
+    start: Structure
+    system: Any
+    native: Structure | None
+    record: SystemRecord
+
+
+def build_system(settings: Settings, cache: Path) -> BuiltSystem:
+    """Build what the settings ask for.
+
+    Parameters
+    ----------
+    settings : Settings
+    cache : Path
+        Folder that fetched structures are kept in.
+
+    Raises
+    ------
+    StructureError
+        An unknown name, a structure that cannot be simulated, or a reference of another protein.
+    """
+    asked = settings.system
+    known = CATALOGUE.get(asked.name)
+    own = asked.pdb is not None or asked.sequence is not None
+    if known is None and not own:
+        raise StructureError(
+            f"system.name = '{asked.name}' is not a system known by name ({', '.join(CATALOGUE)})"
+            f"{suggest(asked.name, CATALOGUE)}; for a protein of your own give system.pdb or system.sequence too"
+        )
+    if known is not None and own:
+        raise StructureError(
+            f"system.name = '{asked.name}' is a built-in system: choose another name for your own pdb or sequence"
+        )
+    if asked.pdb is not None:
+        chain = read_protein(asked.pdb, "system.pdb")
+    else:
+        sequence = known.sequence if known is not None else asked.sequence
+        chain = build_chain(parse_sequence(sequence or ""), EXTENDED)
+    native = find_native(known, asked.reference, cache)
+    if native is not None:
+        check_reference(native, chain.sequence())
+
+    if asked.model == "calpha":
+        if native is None:
+            raise StructureError(
+                "system.model = 'calpha' is made from the native structure: give it with --reference FILE "
+                "(system.reference), or use system.model = 'all-atom'"
+            )
+        start, native = only_ca(chain), only_ca(native)
+        native = _as_written(native)
+        epsilon = calpha.compute_epsilon(settings)
+        system = calpha.build(native.positions, epsilon, settings.simulate.contact_cutoff_angstrom)
+        force_field = f"structure-based CA model, epsilon {epsilon:.6g} kJ/mol"
+    else:
+        start, system = allatom.build(chain, settings.simulate)
+        force_field = " + ".join(allatom.FORCE_FIELD)
+    record = SystemRecord(
+        name=asked.name,
+        model=asked.model,
+        sequence=start.sequence(),
+        n_atoms=system.getNumParticles(),
+        n_residues=len(start.ca_indices()),
+        ca_indices=tuple(start.ca_indices()),
+        has_native=native is not None,
+        force_field=force_field,
+    )
+    return BuiltSystem(start, system, native, record)
+
+
+def write_system(built: BuiltSystem, layout: RunLayout) -> None:
+    """Write topology, native structure, OpenMM system and record into the run folder."""
+    write_text(layout.topology, _to_pdb(built.start))
+    if built.native is not None:
+        write_text(layout.native, _to_pdb(built.native))
+    write_text(layout.system_xml, openmm.XmlSerializer.serialize(built.system))
+    write_record(layout.system_record, built.record)
+
+
+@dataclass(frozen=True)
+class LoadedSystem:
+    """A system as a task reads it back; positions in ångström."""
+
+    topology: Any
+    start: NDArray[np.float64]
+    system: Any
+    native_ca: NDArray[np.float64] | None
+    record: SystemRecord
+
+
+def load_system(layout: RunLayout) -> LoadedSystem:
+    """Read what :func:`write_system` wrote."""
+    record = read_record(SystemRecord, layout.system_record)
+    pdb = app.PDBFile(str(layout.topology))
+    native = None
+    if record.has_native:
+        native = read_protein(layout.native, "native structure").ca_positions()
+    return LoadedSystem(
+        topology=pdb.topology,
+        start=np.asarray(pdb.positions.value_in_unit(unit.angstrom), dtype=np.float64),
+        system=openmm.XmlSerializer.deserialize(layout.system_xml.read_text(encoding="utf-8")),
+        native_ca=native,
+        record=record,
+    )
+
+
+def write_positions(path: Path, topology: Any, positions: NDArray[np.floating]) -> None:
+    """Write positions (ångström, shape (n_atoms, 3)) as a PDB file."""
+    write_text(path, _to_pdb(Structure(topology, np.asarray(positions), "")))
+
+
+def _as_written(structure: Structure) -> Structure:
+    """With the precision of a PDB file, so that what is computed from it can be recomputed from the file."""
+    return Structure(structure.topology, np.round(structure.positions, 3), structure.source)
+
+
+def _to_pdb(structure: Structure) -> str:
+
+
+    text = io.StringIO()
+    app.PDBFile.writeFile(structure.topology, structure.positions * unit.angstrom, text, keepIds=True)
+    # OpenMM's header carries the day, which would make equal systems differ.
+    return "".join(line for line in text.getvalue().splitlines(keepends=True) if not line.startswith("REMARK"))

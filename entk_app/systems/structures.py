@@ -1,0 +1,216 @@
+"""Structures: chains built from a sequence, PDB files read and checked, native structures found."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from entk_app.errors import StructureError
+from entk_app.systems.catalogue import KnownSystem
+from entk_app.systems.sequences import CAPS, IONS, WATERS, Sequence, parse_sequence, to_one_letter
+
+#: Backbone angles (phi, psi) in degrees.
+EXTENDED = (-120.0, 140.0)
+ALPHA_HELIX = (-57.0, -47.0)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A protein structure.
+
+    Attributes
+    ----------
+    topology : openmm.app.Topology
+    positions : array, shape (n_atoms, 3), ångström
+    source : str
+        Where it comes from, for messages.
+    """
+
+    topology: Any
+    positions: NDArray[np.float64]
+    source: str
+
+    def ca_indices(self) -> list[int]:
+        return [
+            atom.index
+            for atom in self.topology.atoms()
+            if atom.name == "CA" and to_one_letter(atom.residue.name) is not None
+        ]
+
+    def ca_positions(self) -> NDArray[np.float64]:
+        return self.positions[self.ca_indices()]
+
+    def sequence(self) -> str:
+        atoms = list(self.topology.atoms())
+        return "".join(to_one_letter(atoms[index].residue.name) or "" for index in self.ca_indices())
+
+
+def build_chain(sequence: Sequence, angles: tuple[float, float]) -> Structure:
+    """Build the heavy atoms of a chain with the same backbone angles everywhere.
+
+    Parameters
+    ----------
+    sequence : Sequence
+    angles : (phi, psi), degrees
+    """
+    import PeptideBuilder
+    from Bio.PDB import PDBIO
+
+    # A cap is cut out of a glycine: ACE is its CA, C, O; NME is its N, CA.
+    letters = ("G" if sequence.ace else "") + sequence.residues + ("G" if sequence.nme else "")
+    phi, psi = angles
+    chain = PeptideBuilder.make_structure(letters, [phi] * (len(letters) - 1), [psi] * (len(letters) - 1))
+    if not sequence.nme:
+        PeptideBuilder.add_terminal_OXT(chain)
+    writer, text = PDBIO(), io.StringIO()
+    writer.set_structure(chain)
+    writer.save(text)
+    lines = []
+    for line in text.getvalue().splitlines():
+        if line.startswith("ATOM"):
+            number, atom = int(line[22:26]), line[12:16].strip()
+            if sequence.ace and number == 1:
+                renamed = {"CA": "CH3", "C": "C", "O": "O"}.get(atom)
+                line = None if renamed is None else _rename(line, renamed, "ACE")
+            elif sequence.nme and number == len(letters):
+                renamed = {"N": "N", "CA": "C"}.get(atom)
+                line = None if renamed is None else _rename(line, renamed, "NME")
+        if line is not None:
+            lines.append(line)
+    pdb = app.PDBFile(io.StringIO("\n".join(lines)))
+    return Structure(pdb.topology, _positions(pdb), f"chain built from the sequence {sequence.residues}")
+
+
+def read_protein(path: Path, what: str) -> Structure:
+    """Read the protein of a PDB file; water and ions are dropped.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        Setting that named the file, for messages.
+
+    Raises
+    ------
+    StructureError
+        The file cannot be read, holds no protein, or holds residues that are neither protein, cap, water nor ion.
+    """
+    try:
+        pdb = app.PDBFile(str(path))
+    except FileNotFoundError:
+        raise StructureError(f"{what}: there is no file {path}") from None
+    except Exception as error:
+        # OpenMM's reader raises whatever its parsing meets: to the user all of it is one thing, a bad file.
+        raise StructureError(f"{what}: {path} is not a PDB file that can be read: {error}") from None
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    dropped = [
+        residue
+        for residue in modeller.topology.residues()
+        if residue.name in WATERS or (residue.name.upper() in IONS and len(list(residue.atoms())) == 1)
+    ]
+    modeller.delete(dropped)
+    n_protein = 0
+    for residue in modeller.topology.residues():
+        if to_one_letter(residue.name) is not None:
+            n_protein += 1
+        elif residue.name not in CAPS:
+            raise StructureError(
+                f"{what}: residue {residue.name} {residue.id} of chain {residue.chain.id} in {path} is unknown to the "
+                "force field: take it out, or rename it to the amino acid that it is"
+            )
+    if not n_protein:
+        raise StructureError(f"{what}: {path} holds no protein residue")
+    structure = Structure(modeller.topology, _positions(modeller), str(path))
+    if len(structure.ca_indices()) != n_protein:
+        raise StructureError(
+            f"{what}: {n_protein} protein residues in {path}, but {len(structure.ca_indices())} CA atoms"
+        )
+    return structure
+
+
+def find_native(known: KnownSystem | None, reference: Path | None, cache: Path) -> Structure | None:
+    """The native structure: the user's reference, or the one of a system known by name.
+
+    Raises
+    ------
+    StructureError
+        It cannot be read or fetched.
+    """
+    if reference is not None:
+        return read_protein(reference, "system.reference")
+    if known is None:
+        return None
+    if known.native == "ideal-helix":
+        helix = build_chain(parse_sequence(known.sequence), ALPHA_HELIX)
+        return Structure(helix.topology, helix.positions, "ideal alpha helix")
+    if known.native == "openmm-villin":
+        return read_protein(Path(app.__file__).parent / "data" / "test.pdb", "native structure of villin")
+    return read_protein(_fetch("1FME", cache), "native structure of bba")
+
+
+def check_reference(native: Structure, sequence: str) -> None:
+    """Refuse a native structure of another protein.
+
+    Raises
+    ------
+    StructureError
+        Its residues are not those of the system; the first that differs is named.
+    """
+    other = native.sequence()
+    if len(other) != len(sequence):
+        raise StructureError(
+            f"system.reference: {native.source} has {len(other)} residues, the system has {len(sequence)} "
+            f"({other} against {sequence})"
+        )
+    for place, (theirs, ours) in enumerate(zip(other, sequence, strict=True), 1):
+        if theirs != ours:
+            raise StructureError(
+                f"system.reference: residue {place} of {native.source} is {theirs}, the system has {ours} there"
+            )
+
+
+def only_ca(structure: Structure) -> Structure:
+    """The CA atoms alone, one a residue, without bonds."""
+    topology = app.Topology()
+    chain = topology.addChain("A")
+    atoms = list(structure.topology.atoms())
+    for number, index in enumerate(structure.ca_indices(), 1):
+        residue = topology.addResidue(atoms[index].residue.name, chain, str(number))
+        topology.addAtom("CA", app.Element.getBySymbol("C"), residue)
+    beads = list(topology.atoms())
+    for one, other in zip(beads, beads[1:], strict=False):
+        topology.addBond(one, other)
+    return Structure(topology, structure.ca_positions(), structure.source)
+
+
+def _fetch(identifier: str, cache: Path) -> Path:
+    cached = cache / f"{identifier.lower()}.pdb"
+    if cached.exists():
+        return cached
+    from MDAnalysis.fetch import from_PDB
+
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(str(from_PDB(identifier, cache_path=str(cache), file_format="pdb")))
+    except Exception as error:
+        # Whatever the download met, the way out is the same.
+        raise StructureError(
+            f"PDB {identifier} could not be fetched ({type(error).__name__}: {error}); "
+            "download it elsewhere and give it with --reference FILE (system.reference)"
+        ) from None
+
+
+def _positions(pdb: Any) -> NDArray[np.float64]:
+    return np.asarray(pdb.positions.value_in_unit(unit.angstrom), dtype=np.float64).reshape(-1, 3)
+
+
+def _rename(line: str, atom: str, residue: str) -> str:
+    return f"{line[:12]} {atom:<3s}{line[16]}{residue}{line[20:]}"
+
+

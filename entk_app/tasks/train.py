@@ -1,0 +1,100 @@
+"""Train task: one CVAE of one latent size on the contact maps of all segments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from entk_app import cvae
+from entk_app.frames import Frames, read_frames, write_embeddings
+from entk_app.layout import RunLayout
+from entk_app.records import ModelRecord, TrainTask, read_record, write_record
+from entk_app.settings import build_settings, read_config
+
+logger = logging.getLogger(__name__)
+
+
+def run(layout: RunLayout, order: Path) -> None:
+    """Train the model that the order asks for and publish its folder."""
+    unix_start = time.time()
+    task = read_record(TrainTask, order)
+    campaign = build_settings(read_config(layout.settings))
+    settings = campaign.train
+    device = cvae.configure(task.cores, task.seed)
+    frames = read_frames(layout, task.segments)
+    lengths = np.asarray([key.n_frames for key in task.segments])
+    # The same split for every latent size of an iteration: their held-out losses are compared.
+    generator = np.random.default_rng([campaign.seed, task.iteration])
+    train_rows, held_out_rows = cvae.split_blocks(lengths, settings, generator)
+    seconds_load = time.time() - unix_start
+    training = cvae.train_model(
+        frames.packed,
+        frames.n_residues,
+        train_rows,
+        held_out_rows,
+        settings,
+        task.latent_dim,
+        should_stop=layout.stop_request.exists,
+    )
+    seconds_train = time.time() - unix_start - seconds_load
+    paths = layout.model(task.iteration, task.latent_dim)
+    work = type(paths)(paths.folder.with_name(paths.folder.name + ".partial"))
+    shutil.rmtree(work.folder, ignore_errors=True)
+    work.folder.mkdir(parents=True)
+    cvae.save_model(training.model, work.encoder, work.decoder)
+    cvae.write_history(work.history, training.history)
+    inference_ms = None
+    if task.encode_all:
+        inference_ms = _encode_all(training.model.encoder, frames, work.embeddings)
+    best = training.best
+    write_record(
+        work.record,
+        ModelRecord(
+            iteration=task.iteration,
+            latent_dim=task.latent_dim,
+            architecture=settings.architecture,
+            n_residues=frames.n_residues,
+            n_parameters=training.model.n_parameters,
+            n_train_frames=len(train_rows),
+            n_held_out_frames=len(held_out_rows),
+            batch_size=training.batch_size,
+            epochs=len(training.history),
+            best_epoch=best.epoch,
+            held_out_reconstruction=best.held_out_reconstruction,
+            held_out_loss=best.held_out_loss,
+            train_loss=best.train_loss,
+            seconds_load=seconds_load,
+            seconds_train=seconds_train,
+            seconds_per_epoch=float(np.median([epoch.seconds for epoch in training.history])),
+            inference_ms_per_frame=inference_ms,
+            device=device,
+            seed=task.seed,
+            unix_start=unix_start,
+            unix_end=time.time(),
+        ),
+    )
+    # A retry replaces what an earlier try published.
+    shutil.rmtree(paths.folder, ignore_errors=True)
+    os.replace(work.folder, paths.folder)
+    logger.info(
+        "latent %d: held-out reconstruction %.3f after %d epochs (best %d)",
+        task.latent_dim,
+        best.held_out_reconstruction,
+        len(training.history),
+        best.epoch,
+    )
+
+
+def _encode_all(encoder: object, frames: Frames, path: Path) -> float:
+    """Encode while TensorFlow and the maps are in memory: the analyse task then has nothing left to encode."""
+    began = time.monotonic()
+    latent = cvae.encode(encoder, frames.packed, frames.n_residues)
+    seconds = time.monotonic() - began
+    ends = np.cumsum([key.n_frames for key in frames.keys])[:-1]
+    write_embeddings(path, dict(zip(frames.keys, np.split(latent, ends), strict=True)))
+    return 1000.0 * seconds / len(frames)
