@@ -12,7 +12,6 @@ import os
 
 # TensorFlow reads these when it is imported; Keras must not pick another backend from the user's home.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import csv
@@ -60,7 +59,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "paper": Architecture((64, 64, 64, 64), (1, 2, 1, 1), 128, 1e-3, (1, 1_000_000)),
-    "fast": Architecture((16, 32), (2, 2), 128, 2e-3, (16, 512)),
+    "fast": Architecture((16, 32), (2, 2), 128, 2e-3, (32, 512)),
 }
 
 

@@ -92,7 +92,7 @@ class TrainSettings(_Group):
         10, ge=1, description="stop after so many epochs without a lower held-out loss; none: train all epochs"
     )
     batch_size: int | None = Field(
-        None, ge=1, description="frames a batch; none: about 100 updates an epoch (fast: 16 to 512 frames)"
+        None, ge=1, description="frames a batch; none: about 100 updates an epoch (fast: 32 to 512 frames)"
     )
     held_out_fraction: float = Field(0.2, gt=0, lt=1, description="share of the frames held out, in whole blocks")
     block_frames: int = Field(

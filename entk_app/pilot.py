@@ -1,0 +1,214 @@
+"""The pilot: RADICAL's environment, its resource description, the AppManager's run, and what is left after it.
+
+Everything that RADICAL-EnTK and RADICAL-Pilot write goes below ``RUN/radical``. Import of radical happens inside
+:func:`run_on_pilot`, after :func:`prepare_environment`: radical reads its environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from entk_app.campaign import Campaign
+from entk_app.errors import CampaignFailed, Interrupted
+from entk_app.layout import RunLayout
+from entk_app.resources import Resource
+from entk_app.settings import ResourceSettings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a campaign's processes have to end by themselves before they are killed.
+_GRACE_S = 8.0
+
+
+def prepare_environment(layout: RunLayout, resource: Resource) -> None:
+    """Set what radical reads at import, and write the run's own resource files.
+
+    Notes
+    -----
+    ``HOME`` is redirected for the launcher and the agent (PSI/J would write to it); tasks get the user's own back.
+    ``RADICAL_UTILS_NTPHOST=.`` stops the profilers from looking a time server up.
+    """
+    home = Path.home()
+    private = layout.radical / "home"
+    configs = layout.radical / ".radical" / "pilot" / "configs"
+    temporary = layout.radical / "tmp"
+    for folder in (private, configs, temporary):
+        folder.mkdir(parents=True, exist_ok=True)
+    own = home / ".radical" / "pilot" / "configs"
+    if own.is_dir():
+        shutil.copytree(own, configs, dirs_exist_ok=True)
+    path = configs / f"resource_{resource.site}.json"
+    entries = {resource.key: resource.entry}
+    path.write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    os.environ.setdefault("ENTK_APP_HOME", str(home))
+    os.environ.update(
+        {
+            "HOME": str(private),
+            "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "VIRTUAL_ENV": sys.prefix,
+            "TMPDIR": str(temporary),
+            "RADICAL_BASE": str(layout.radical),
+            "RADICAL_CONFIG_USER_DIR": str(layout.radical),
+            "RADICAL_UTILS_NTPHOST": ".",
+            "RADICAL_REPORT": "FALSE",
+            "RADICAL_DEFAULT_REPORT": "FALSE",
+            "RADICAL_PROFILE": "TRUE",
+        }
+    )
+    os.environ.setdefault("RADICAL_LOG_LVL", "WARNING")
+    # radical asks PWD, not getcwd(), where its session folder goes.
+    os.chdir(layout.radical)
+    os.environ["PWD"] = str(layout.radical)
+
+
+def describe_resource(settings: ResourceSettings, resource: Resource) -> dict[str, Any]:
+    """EnTK's resource description: walltime in whole minutes, cores and GPUs of the pilot."""
+    description: dict[str, Any] = {
+        "resource": resource.label,
+        "walltime": max(1, round(settings.walltime_min)),
+        "cpus": resource.cores,
+        "gpus": resource.gpus,
+    }
+    for key, value in (
+        ("queue", settings.queue),
+        ("project", settings.project),
+        ("access_schema", settings.access_schema),
+    ):
+        if value is not None:
+            description[key] = value
+    return description
+
+
+def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
+    """Run a campaign to its end on a pilot.
+
+    Raises
+    ------
+    Interrupted
+        By SIGINT or SIGTERM; tasks were asked to save and end, and no process of the campaign is left.
+    CampaignFailed
+        The pilot or a decision failed; the message says where the logs are.
+    """
+    layout = campaign.layout
+    prepare_environment(layout, resource)
+    from radical import entk
+
+    from entk_app.entk_pauses import apply_pauses
+    from entk_app.workflow import AdaptiveWorkflow
+
+    apply_pauses()
+    workflow: AdaptiveWorkflow | None = None
+    cause: BaseException | None = None
+    with _orderly_signals(layout) as interrupted:
+        try:
+            manager = entk.AppManager(reattempts=1)
+            manager.resource_desc = describe_resource(campaign.settings.resource, resource)
+            workflow = AdaptiveWorkflow(campaign)
+            manager.workflow = [workflow.pipeline]
+            manager.run()
+        except (Exception, KeyboardInterrupt) as error:
+            # EnTK raises EnTKError for nearly everything, an interrupt included: what it was is told below.
+            logger.debug("EnTK ended with %r", error, exc_info=True)
+            cause = error
+        finally:
+            if cause is not None:
+                layout.stop_request.touch()
+            end_processes(layout)
+    if workflow is not None and workflow.error is not None:
+        cause = workflow.error
+    if interrupted:
+        campaign.end("interrupted", f"interrupted by {signal.Signals(interrupted[0]).name}")
+        raise Interrupted("interrupted; what was finished is kept in the run folder")
+    if cause is None and campaign.final_decision is None:
+        cause = RuntimeError("EnTK ended the pipeline before the campaign was over")
+    if cause is not None:
+        message = f"{type(cause).__name__}: {cause}"
+        campaign.end("failed", message)
+        raise CampaignFailed(
+            f"the campaign failed: {message}\n{_last_words(layout)}logs: {layout.logs} (tasks) and {layout.radical} (pilot)"
+        )
+
+
+@contextmanager
+def _orderly_signals(layout: RunLayout) -> Iterator[list[int]]:
+    """First SIGINT or SIGTERM: ask the tasks to end, interrupt the main thread. Second: end at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            end_processes(layout, grace_s=0.0)
+            os._exit(130)
+        layout.stop_request.touch()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_processes(layout: RunLayout, grace_s: float = _GRACE_S) -> int:
+    """End what is left of this campaign's pilot and tasks; returns how many had to be killed.
+
+    A process belongs to the campaign when its environment carries the run's ``RADICAL_BASE``.
+    """
+    for sandbox in layout.radical.glob("radical.pilot.sandbox/*/pilot.*"):
+        # The bootstrapper watches for this file: it stops its agent even when no launcher is left to ask it.
+        (sandbox / "killme.signal").touch()
+    deadline = time.monotonic() + grace_s
+    while _find_processes(layout) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = _find_processes(layout)
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in _find_processes(layout):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                logger.debug("process %d has gone by itself", pid)
+        if _find_processes(layout):
+            time.sleep(1.0)
+    return len(left)
+
+
+def _find_processes(layout: RunLayout) -> list[int]:
+    mark = f"RADICAL_BASE={layout.radical}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            # Gone in the meantime, or another user's.
+            continue
+        if mark in variables and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def _last_words(layout: RunLayout, n_lines: int = 8) -> str:
+    """The last lines that failed tasks wrote, the newest first."""
+    errors = sorted(layout.logs.glob("tasks/*/*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in errors:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if any("ERROR" in line or "Error" in line for line in lines):
+            return f"last lines of {path}:\n  " + "\n  ".join(lines[-n_lines:]) + "\n"
+    return ""

@@ -1,0 +1,122 @@
+"""The campaign as an EnTK Pipeline: stages of tasks, and the post_exec that extends it with the next stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import entk_app
+from entk_app.campaign import Campaign, StageSpec, TaskSpec
+
+logger = logging.getLogger(__name__)
+
+#: Python threads of numerical libraries that a task would otherwise take from its neighbours.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class AdaptiveWorkflow:
+    """Turns a campaign's stages into one EnTK Pipeline that grows as the campaign decides.
+
+    Parameters
+    ----------
+    campaign : Campaign
+
+    Attributes
+    ----------
+    pipeline : radical.entk.Pipeline
+    error : BaseException or None
+        What stopped the campaign inside a ``post_exec``; EnTK itself would hang on it.
+    """
+
+    def __init__(self, campaign: Campaign) -> None:
+        from radical import entk
+
+        self._entk = entk
+        self.campaign = campaign
+        self.error: BaseException | None = None
+        self.pipeline = entk.Pipeline()
+        self.pipeline.name = "campaign"
+        self.pipeline.add_stages(self._build_stage(campaign.start()))
+
+    def _build_stage(self, spec: StageSpec) -> Any:
+        stage = self._entk.Stage()
+        # EnTK wants a stage's name before its tasks.
+        stage.name = spec.name
+        for task in spec.tasks:
+            stage.add_tasks(self._build_task(task))
+        stage.post_exec = self._extend
+        return stage
+
+    def _build_task(self, spec: TaskSpec) -> Any:
+        layout, settings = self.campaign.layout, self.campaign.settings
+        task = self._entk.Task()
+        task.name = spec.name
+        # 'python' would be looked up after the agent has changed PATH.
+        task.executable = sys.executable
+        task.arguments = ["-m", "entk_app.tasks", spec.kind, str(layout.root), str(spec.order)]
+        task.sandbox = str(layout.task_sandbox(spec.name))
+        task.pre_exec = build_pre_exec(settings.resource.pre_exec)
+        task.environment = build_environment(os.environ, spec.cores)
+        task.cpu_reqs = {
+            "cpu_processes": 1,
+            "cpu_process_type": None,
+            "cpu_threads": spec.cores,
+            "cpu_thread_type": None,
+        }
+        if spec.gpus:
+            # With the type CUDA, RADICAL-Pilot sets CUDA_VISIBLE_DEVICES to the device that it assigned.
+            task.gpu_reqs = {
+                "gpu_processes": spec.gpus,
+                "gpu_process_type": "CUDA",
+                "gpu_threads": 1,
+                "gpu_thread_type": None,
+            }
+        return task
+
+    def _extend(self) -> None:
+        """The post_exec of every stage: take its results in, decide, append the next stage."""
+        try:
+            following = self.campaign.advance()
+            if following is not None:
+                self.pipeline.add_stages(self._build_stage(following))
+        except Exception as error:
+            # An exception here would kill EnTK's thread and hang run(): keep it, and let the pipeline end.
+            logger.exception("the decision after stage %s failed", self.campaign.stage)
+            self.error = error
+
+
+def build_pre_exec(lines: tuple[str, ...]) -> list[str]:
+    """Shell lines before a task: the user's, then an environment without the agent's PYTHONPATH."""
+    parent = Path(entk_app.__file__).resolve().parent.parent
+    python_path = [f"export PYTHONPATH={shlex.quote(str(parent))}"] if not _is_installed(parent) else []
+    return [*lines, "unset PYTHONPATH", *python_path]
+
+
+def build_environment(environment: Mapping[str, str], cores: int) -> dict[str, str]:
+    """Variables of a task: thread counts, and the launcher's platform choices."""
+    chosen = {name: str(cores) for name in _THREAD_VARIABLES}
+    chosen["PYTHONUNBUFFERED"] = "1"
+    if "ENTK_APP_HOME" in environment:
+        chosen["HOME"] = environment["ENTK_APP_HOME"]
+    chosen["HDF5_USE_FILE_LOCKING"] = environment.get("HDF5_USE_FILE_LOCKING", "FALSE")
+    return chosen
+
+
+def _is_installed(parent: Path) -> bool:
+    """Whether Python finds the package without help: site-packages, or an editable install of this checkout."""
+    import site
+
+    if any(Path(folder).resolve() == parent for folder in (*site.getsitepackages(), site.getusersitepackages())):
+        return True
+    import importlib.metadata
+
+    try:
+        text = importlib.metadata.distribution("entk-app").read_text("direct_url.json") or ""
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return parent.as_uri() in text
