@@ -136,9 +136,7 @@ def _run_campaign(options: argparse.Namespace) -> int:
     from entk_app.resources import find_resource
     from entk_app.systems import build_system, write_system
 
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
-    )
+    _configure_logging(options.verbose)
     resource = find_resource(settings.resource)
     machine = divide_machine(settings, resource.cores, resource.gpus)
     root = _choose_run_folder(options.run_dir, name)
@@ -187,6 +185,14 @@ def _drive(campaign: Any, resource: Any, console: Any) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+def _configure_logging(verbose: bool) -> None:
+    """Our own logger only: radical wants the root logger without handlers when it is imported."""
+    logger, handler = logging.getLogger("entk_app"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def _choose_run_folder(asked: Path | None, name: str) -> Path:

@@ -84,9 +84,17 @@ class ModelPaths:
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Where everything of a campaign lies, below one folder."""
+    """Where everything of a campaign lies, below one folder.
+
+    Parameters
+    ----------
+    root : Path
+    scratch : Path or None
+        Folder of ``radical`` and ``logs`` while a campaign runs, if not ``root``.
+    """
 
     root: Path
+    scratch: Path | None = None
 
     @property
     def settings(self) -> Path:
@@ -169,7 +177,7 @@ class RunLayout:
 
     @property
     def logs(self) -> Path:
-        return self.root / "logs"
+        return (self.scratch or self.root) / "logs"
 
     def task_sandbox(self, task: str) -> Path:
         return self.logs / "tasks" / task
@@ -177,7 +185,7 @@ class RunLayout:
     @property
     def radical(self) -> Path:
         """All that RADICAL-EnTK and RADICAL-Pilot write."""
-        return self.root / "radical"
+        return (self.scratch or self.root) / "radical"
 
 
 def simulate_task_name(iteration: int, simulation: int, segment: int) -> str:

@@ -10,9 +10,11 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +34,15 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 8.0
 
 
-def prepare_environment(layout: RunLayout, resource: Resource) -> None:
+def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> None:
     """Set what radical reads at import, and write the run's own resource files.
+
+    Parameters
+    ----------
+    layout : RunLayout
+    resource : Resource
+    prefix : Path
+        The Python environment (``sys.prefix``) of launcher, agent and tasks.
 
     Notes
     -----
@@ -56,8 +65,8 @@ def prepare_environment(layout: RunLayout, resource: Resource) -> None:
     os.environ.update(
         {
             "HOME": str(private),
-            "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{prefix / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "VIRTUAL_ENV": str(prefix),
             "TMPDIR": str(temporary),
             "RADICAL_BASE": str(layout.radical),
             "RADICAL_CONFIG_USER_DIR": str(layout.radical),
@@ -101,21 +110,26 @@ def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
     CampaignFailed
         The pilot or a decision failed; the message says where the logs are.
     """
-    layout = campaign.layout
-    prepare_environment(layout, resource)
+    with _shell_safe(campaign.layout) as (layout, prefix):
+        _run(campaign, resource, layout, prefix)
+
+
+def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path) -> None:
+    prepare_environment(layout, resource, prefix)
     from radical import entk
 
     from entk_app.entk_pauses import apply_pauses
     from entk_app.workflow import AdaptiveWorkflow
 
     apply_pauses()
+    manager: Any = None
     workflow: AdaptiveWorkflow | None = None
     cause: BaseException | None = None
     with _orderly_signals(layout) as interrupted:
         try:
             manager = entk.AppManager(reattempts=1)
             manager.resource_desc = describe_resource(campaign.settings.resource, resource)
-            workflow = AdaptiveWorkflow(campaign)
+            workflow = AdaptiveWorkflow(campaign, layout, prefix / "bin" / Path(sys.executable).name)
             manager.workflow = [workflow.pipeline]
             manager.run()
         except (Exception, KeyboardInterrupt) as error:
@@ -125,9 +139,14 @@ def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
         finally:
             if cause is not None:
                 layout.stop_request.touch()
+            pilot_state = _pilot_state(manager)
             end_processes(layout)
     if workflow is not None and workflow.error is not None:
         cause = workflow.error
+    if pilot_state == "FAILED":
+        # RADICAL-Pilot sends itself a SIGTERM when its pilot fails: that was not the user.
+        interrupted.clear()
+        cause = RuntimeError("the pilot failed to start or died")
     if interrupted:
         campaign.end("interrupted", f"interrupted by {signal.Signals(interrupted[0]).name}")
         raise Interrupted("interrupted; what was finished is kept in the run folder")
@@ -136,9 +155,50 @@ def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
     if cause is not None:
         message = f"{type(cause).__name__}: {cause}"
         campaign.end("failed", message)
+    final = campaign.final_decision
+    if final is not None and final.stop_reason == "failed":
         raise CampaignFailed(
-            f"the campaign failed: {message}\n{_last_words(layout)}logs: {layout.logs} (tasks) and {layout.radical} (pilot)"
+            f"the campaign failed: {final.reason}\n{_last_words(layout)}"
+            f"logs: {campaign.layout.logs} (tasks) and {campaign.layout.radical} (pilot)"
         )
+
+
+@contextmanager
+def _shell_safe(layout: RunLayout) -> Iterator[tuple[RunLayout, Path]]:
+    """Run folder and Python under names without spaces or quotes, which RADICAL-Pilot's scripts cannot take.
+
+    Where their own names have some, both are reached through links, and what radical writes is moved into the run
+    folder at the end.
+    """
+    prefix = Path(sys.prefix)
+    if _is_shell_safe(layout.root) and _is_shell_safe(prefix):
+        yield layout, prefix
+        return
+    folder = Path(tempfile.mkdtemp(prefix="entk-app-"))
+    links = {folder / "run": layout.root, folder / "environment": prefix}
+    for link, target in links.items():
+        link.symlink_to(target, target_is_directory=True)
+    safe = RunLayout(folder / "run", scratch=folder)
+    for part in (safe.radical, safe.logs):
+        part.mkdir()
+    try:
+        yield safe, folder / "environment"
+    finally:
+        os.chdir(layout.root)
+        for source, target in ((safe.radical, layout.radical), (safe.logs, layout.logs)):
+            shutil.move(source, target)
+        for link in links:
+            link.unlink()
+        folder.rmdir()
+
+
+def _is_shell_safe(path: Path) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9._/+@%,=-]+", str(path)) is not None
+
+
+def _pilot_state(manager: Any) -> str | None:
+    resource_manager = getattr(manager, "_rmgr", None)
+    return None if resource_manager is None else resource_manager.get_resource_allocation_state()
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import entk_app
 from entk_app.campaign import Campaign, StageSpec, TaskSpec
+from entk_app.layout import RunLayout
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,10 @@ class AdaptiveWorkflow:
     Parameters
     ----------
     campaign : Campaign
+    layout : RunLayout
+        The run folder under a name that RADICAL-Pilot's shell scripts can take.
+    python : Path
+        Interpreter of the tasks, likewise.
 
     Attributes
     ----------
@@ -33,11 +37,13 @@ class AdaptiveWorkflow:
         What stopped the campaign inside a ``post_exec``; EnTK itself would hang on it.
     """
 
-    def __init__(self, campaign: Campaign) -> None:
+    def __init__(self, campaign: Campaign, layout: RunLayout, python: Path) -> None:
         from radical import entk
 
         self._entk = entk
         self.campaign = campaign
+        self.layout = layout
+        self.python = python
         self.error: BaseException | None = None
         self.pipeline = entk.Pipeline()
         self.pipeline.name = "campaign"
@@ -53,12 +59,13 @@ class AdaptiveWorkflow:
         return stage
 
     def _build_task(self, spec: TaskSpec) -> Any:
-        layout, settings = self.campaign.layout, self.campaign.settings
+        layout, settings = self.layout, self.campaign.settings
+        order = layout.root / spec.order.relative_to(self.campaign.layout.root)
         task = self._entk.Task()
         task.name = spec.name
         # 'python' would be looked up after the agent has changed PATH.
-        task.executable = sys.executable
-        task.arguments = ["-m", "entk_app.tasks", spec.kind, str(layout.root), str(spec.order)]
+        task.executable = str(self.python)
+        task.arguments = ["-m", "entk_app.tasks", spec.kind, str(layout.root), str(order)]
         task.sandbox = str(layout.task_sandbox(spec.name))
         task.pre_exec = build_pre_exec(settings.resource.pre_exec)
         task.environment = build_environment(os.environ, spec.cores)
