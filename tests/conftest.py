@@ -1,0 +1,96 @@
+"""What tests share: settings of tiny campaigns, in-process campaigns, real pilots with a hard time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from entk_app.campaign import Campaign, create_run_folder, divide_machine
+from entk_app.inprocess import run_campaign
+from entk_app.layout import RunLayout
+from entk_app.settings import Settings, build_settings, read_preset
+from entk_app.systems import build_system, write_system
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+#: A structure of BBA may lie beside the checkout; it is never part of it.
+BBA_REFERENCE = CHECKOUT.parent / "shared" / "data" / "1fme.pdb"
+
+TINY_CALPHA = (
+    "simulate.segment_ns=0.06",
+    "train.epochs=2",
+    "train.latent_dims=[3,4]",
+    "steering.min_frames=15",
+    "steering.window=10",
+    "analyse.max_outliers=8",
+    "stop.target_rmsd_angstrom=0.1",
+    "stop.max_iterations=3",
+)
+
+
+def tiny_settings(*assignments: str, preset: str = "villin-quick") -> Settings:
+    return build_settings(read_preset(preset)[1], assignments=[*TINY_CALPHA, *assignments])
+
+
+def prepare(root: Path, settings: Settings, cores: int = 2) -> Campaign:
+    layout = RunLayout(root)
+    built = build_system(settings, cache=root.parent / ".cache")
+    create_run_folder(layout, settings, ["test"])
+    write_system(built, layout)
+    return Campaign(layout, settings, divide_machine(settings, cores, 0))
+
+
+@pytest.fixture(scope="session")
+def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """A finished in-process campaign: calpha villin, 3 iterations, 3 slots."""
+    campaign = prepare(tmp_path_factory.mktemp("tiny") / "run", tiny_settings(), cores=3)
+    run_campaign(campaign)
+    return campaign
+
+
+def run_command(
+    arguments: list[str], cwd: Path, timeout_s: float, home: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in its own process group; on a hang show the logs and fail."""
+    environment = dict(os.environ)
+    if home is not None:
+        environment["HOME"] = str(home)
+    process = subprocess.Popen(
+        [sys.executable, str(CHECKOUT / "app.py"), *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        end_campaign_processes(cwd)
+        pytest.fail(f"no end after {timeout_s} s\n{output}\n{collect_logs(cwd)}")
+    return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+
+def end_campaign_processes(folder: Path) -> None:
+    from entk_app.pilot import end_processes
+
+    for settings in folder.rglob("settings.yaml"):
+        end_processes(RunLayout(settings.parent), grace_s=2.0)
+
+
+def collect_logs(folder: Path, n_lines: int = 15) -> str:
+    """The last lines of every log that says something, for the message of a failed test."""
+    shown = []
+    for path in sorted([*folder.rglob("*.err"), *folder.rglob("*.log"), *folder.rglob("bootstrap_0.out")]):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines:
+            shown.append(f"== {path}\n" + "\n".join(lines[-n_lines:]))
+    return "\n".join(shown)[-20_000:]
