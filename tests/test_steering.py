@@ -1,0 +1,227 @@
+"""Decisions as tables: history in, decision out."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny_settings
+
+from entk_app import steering
+from entk_app.records import (
+    AnalysisRecord,
+    Finding,
+    FrameRef,
+    ModelRef,
+    Outlier,
+    SegmentRecord,
+)
+from entk_app.steering import History, SimulationHistory, Slots
+
+SLOTS = Slots(total=2, simulate=2, learn=2)
+
+
+def segment(simulation, number, n_frames, rmsd=9.0):
+    return SegmentRecord(
+        simulation=simulation, segment=number, iteration=1, origin=None, seed=1, n_frames=n_frames, steps=n_frames * 100,
+        first_step=0, time_ps=n_frames * 50.0, start_time_ps=0.0, min_rmsd_angstrom=rmsd, min_rmsd_frame=0,
+        last_rmsd_angstrom=rmsd, platform="CPU", device=None, cores=1, friction_per_ps=91.0, temperature_k=300.0,
+        ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0, unix_start=0.0, unix_end=1.0,
+    )  # fmt: skip
+
+
+def simulation(number, *lengths, rmsd=9.0, **kwargs):
+    segments = tuple(segment(number, place, n, rmsd) for place, n in enumerate(lengths))
+    return SimulationHistory(number, segments=segments, **kwargs)
+
+
+def outlier(number, segment_number, frame, rmsd=5.0, distance=1.0):
+    return Outlier(
+        frame=FrameRef(simulation=number, segment=segment_number, frame=frame),
+        rmsd_angstrom=rmsd,
+        found_by=(Finding(latent_dim=3, eps=0.5, distance=distance),),
+    )
+
+
+def analysis(*outliers):
+    return AnalysisRecord(
+        iteration=1, best_model=ModelRef(iteration=1, latent_dim=3), models=(), outliers=outliers, n_frames=100,
+        min_rmsd_angstrom=5.0, seconds_encode=0.0, seconds_outliers=0.0, unix_start=0.0, unix_end=0.0,
+    )  # fmt: skip
+
+
+def settings(*assignments):
+    return tiny_settings("steering.min_frames=100", "steering.window=50", "steering.min_restarts=0", *assignments)
+
+
+def kinds(decision):
+    return {action.simulation: action.kind for action in decision.actions}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "last_outlier", "purged"),
+    [
+        ((99,), None, False),  # younger than min_frames
+        ((100,), None, True),  # never gave an outlier
+        ((60, 40), None, True),  # likewise over two segments
+        ((100,), 50, False),  # the window holds frames 50 to 99
+        ((100,), 49, True),
+        ((100,), 99, False),
+        ((500,), 449, True),
+        ((500,), 450, False),
+    ],
+)
+def test_purge_rule(lengths, last_outlier, purged):
+    reason = steering.explain_purge(simulation(0, *lengths), last_outlier, settings())
+    assert (reason is not None) == purged
+
+
+def test_last_outlier_counts_over_segments_of_different_length():
+    history = simulation(7, 30, 55, 20)
+    found = analysis(outlier(7, 0, 29), outlier(7, 1, 54), outlier(8, 2, 19))
+    assert steering.find_last_outlier(history, found) == 84
+    assert steering.find_last_outlier(history, analysis(outlier(8, 0, 1))) is None
+
+
+def test_a_purged_simulation_gives_its_slot_to_the_outlier_of_lowest_rmsd():
+    history = History(iteration=1, simulations=(simulation(0, 120), simulation(1, 120)), n_decisions=2)
+    found = analysis(outlier(1, 0, 110, rmsd=4.0), outlier(1, 0, 30, rmsd=3.0), outlier(1, 0, 115, rmsd=6.0))
+    decision = steering.decide_after_analysis(history, found, settings(), SLOTS)
+    assert decision.next == "simulate"
+    assert decision.iteration == 2
+    assert kinds(decision) == {0: "purge", 1: "continue", 2: "restart"}
+    restart = next(action for action in decision.actions if action.kind == "restart")
+    assert restart.origin == FrameRef(simulation=1, segment=0, frame=30)
+    assert restart.rmsd_angstrom == 3.0
+    assert all(action.reason for action in decision.actions)
+
+
+def test_no_outlier_left_means_going_on():
+    history = History(iteration=1, simulations=(simulation(0, 120), simulation(1, 120)))
+    decision = steering.decide_after_analysis(history, analysis(), settings(), SLOTS)
+    assert kinds(decision) == {0: "continue", 1: "continue"}
+    assert "no outlier is left" in decision.actions[0].reason
+
+
+def test_as_many_are_purged_as_there_are_outliers_to_start_from():
+    history = History(iteration=1, simulations=(simulation(0, 120), simulation(1, 300)))
+    decision = steering.decide_after_analysis(history, analysis(outlier(0, 0, 5)), settings(), SLOTS)
+    # Simulation 1 is 300 frames past any outlier, simulation 0 only 115.
+    assert kinds(decision) == {0: "continue", 1: "purge", 2: "restart"}
+
+
+def test_an_empty_slot_without_an_outlier_starts_from_the_initial_structure():
+    history = History(iteration=1, simulations=(simulation(0, 10), simulation(1, 10, failures=2)))
+    decision = steering.decide_after_analysis(history, analysis(), settings(), SLOTS)
+    assert kinds(decision) == {1: "end", 0: "continue", 2: "start"}
+
+
+def test_no_frame_twice_and_never_the_first():
+    used = frozenset({(0, 0, 7)})
+    history = History(iteration=1, simulations=(simulation(0, 120),), used=used)
+    found = [outlier(0, 0, 0, 1.0), outlier(0, 0, 7, 2.0), outlier(0, 1, 0, 3.0), outlier(0, 0, 8, 4.0)]
+    ranked = steering.rank_restarts(found, history, settings())
+    assert [o.frame.key for o in ranked] == [(0, 1, 0), (0, 0, 8)]
+
+
+def test_ranking_by_novelty_takes_the_most_isolated_first():
+    found = [outlier(0, 0, 1, 1.0, 0.6), outlier(0, 0, 2, 9.0, 3.0), outlier(0, 0, 3, 5.0, 2.0)]
+    history = History(iteration=1, simulations=(simulation(0, 10),))
+    ranked = steering.rank_restarts(found, history, settings("steering.ranking=novelty"))
+    assert [o.frame.frame for o in ranked] == [2, 3, 1]
+
+
+def test_without_a_native_structure_novelty_ranks():
+    found = [
+        o.model_copy(update={"rmsd_angstrom": None})
+        for o in (outlier(0, 0, 1, distance=0.6), outlier(0, 0, 2, distance=3.0))
+    ]
+    history = History(iteration=1, simulations=(simulation(0, 10),))
+    assert [o.frame.frame for o in steering.rank_restarts(found, history, settings())] == [2, 1]
+
+
+def test_the_mix_takes_two_lowest_one_at_random_and_the_highest():
+    found = [outlier(0, 0, place + 1, float(place)) for place in range(12)]
+    history = History(iteration=3, simulations=(simulation(0, 20),))
+    ranked = steering.rank_restarts(found, history, settings("steering.ranking=mix"))
+    values = [o.rmsd_angstrom for o in ranked]
+    assert values[:2] == [0.0, 1.0]
+    assert values[3] == max(set(range(12)) - {values[2]})
+    assert sorted(values) == [float(v) for v in range(12)]
+    assert ranked == steering.rank_restarts(found, history, settings("steering.ranking=mix"))
+    orders = {
+        tuple(o.frame.frame for o in steering.rank_restarts(found, history, settings("steering.ranking=mix", f"seed={s}")))
+        for s in range(8)
+    }
+    assert len(orders) > 1
+
+
+def test_min_restarts_replaces_the_simulation_whose_last_outlier_is_longest_ago():
+    history = History(iteration=1, simulations=(simulation(0, 120), simulation(1, 120)))
+    found = analysis(outlier(0, 0, 80), outlier(1, 0, 118))
+    assert kinds(steering.decide_after_analysis(history, found, settings(), SLOTS)) == {0: "continue", 1: "continue"}
+    decision = steering.decide_after_analysis(history, found, settings("steering.min_restarts=1"), SLOTS)
+    assert kinds(decision) == {0: "purge", 1: "continue", 2: "restart"}
+
+
+def test_min_restarts_spares_simulations_younger_than_min_frames():
+    history = History(iteration=1, simulations=(simulation(0, 40), simulation(1, 40)))
+    decision = steering.decide_after_analysis(
+        history, analysis(outlier(0, 0, 30)), settings("steering.min_restarts=1"), SLOTS
+    )
+    assert kinds(decision) == {0: "continue", 1: "continue"}
+
+
+def test_all_slots_simulate_until_the_initial_frames_exist_then_the_split_holds():
+    slots, wanted = Slots(total=4, simulate=3, learn=1), settings("steering.initial_frames=200")
+    start = steering.decide_start(wanted, slots)
+    assert kinds(start) == {0: "start", 1: "start", 2: "start", 3: "start"}
+    few = History(iteration=1, simulations=tuple(simulation(n, 30) for n in range(4)))
+    again = steering.decide_after_simulate(few, wanted, slots)
+    assert (again.next, set(kinds(again).values())) == ("simulate", {"continue"})
+    enough = History(iteration=1, simulations=tuple(simulation(n, 50) for n in range(4)))
+    assert steering.decide_after_simulate(enough, wanted, slots).next == "learn"
+    found = analysis(outlier(0, 0, 45), outlier(1, 0, 46), outlier(2, 0, 47))
+    decision = steering.decide_after_analysis(enough, found, wanted, slots)
+    assert kinds(decision) == {0: "continue", 1: "continue", 2: "continue", 3: "end"}
+
+
+def test_without_an_initial_phase_the_split_holds_from_the_start():
+    assert len(steering.decide_start(settings(), Slots(total=4, simulate=3, learn=1)).actions) == 3
+
+
+@pytest.mark.parametrize(
+    ("assignments", "history", "stop_reason"),
+    [
+        (["stop.target_rmsd_angstrom=9.0"], {}, "target_rmsd"),
+        (["stop.target_rmsd_angstrom=8.99"], {}, None),
+        (["stop.max_time_us=0.002"], {}, "max_time"),
+        (["stop.max_time_us=0.0021"], {}, None),
+        ([], {"seconds_left": 10.0, "seconds_needed": 11.0}, "walltime"),
+        ([], {"seconds_left": 11.0, "seconds_needed": 10.0}, None),
+    ],
+)
+def test_stop_rules(assignments, history, stop_reason):
+    past = History(iteration=1, simulations=(simulation(0, 20), simulation(1, 20)), **history)
+    decision = steering.decide_after_simulate(past, settings(*assignments), SLOTS)
+    assert decision.stop_reason == stop_reason
+    assert (decision.next == "stop") == (stop_reason is not None)
+
+
+def test_max_iterations_ends_after_the_last_analysis():
+    past = History(iteration=3, simulations=(simulation(0, 20),))
+    assert steering.decide_after_simulate(past, settings("stop.max_iterations=3"), SLOTS).next == "learn"
+    decision = steering.decide_after_analysis(past, analysis(), settings("stop.max_iterations=3"), SLOTS)
+    assert (decision.next, decision.stop_reason, decision.n_outliers) == ("stop", "max_iterations", 0)
+
+
+def test_a_simulation_that_failed_once_is_tried_again_and_twice_is_ended():
+    once = History(iteration=1, simulations=(simulation(0, 20), simulation(1, failures=1)))
+    assert steering.decide_after_simulate(once, settings(), SLOTS).actions == ()
+    twice = History(iteration=1, simulations=(simulation(0, 20), simulation(1, failures=2)))
+    assert kinds(steering.decide_after_simulate(twice, settings(), SLOTS)) == {1: "end"}
+    every = History(iteration=1, simulations=(simulation(0, failures=2), simulation(1, failures=2)))
+    assert steering.decide_after_simulate(every, settings(), SLOTS).stop_reason == "failed"
+
+
+def test_a_failed_analysis_lets_simulations_go_on():
+    past = History(iteration=1, simulations=(simulation(0, 500), simulation(1, 500)))
+    assert kinds(steering.decide_after_analysis(past, None, settings(), SLOTS)) == {0: "continue", 1: "continue"}
