@@ -175,21 +175,37 @@ def _shell_safe(layout: RunLayout) -> Iterator[tuple[RunLayout, Path]]:
         yield layout, prefix
         return
     folder = Path(tempfile.mkdtemp(prefix="entk-app-"))
-    links = {folder / "run": layout.root, folder / "environment": prefix}
-    for link, target in links.items():
-        link.symlink_to(target, target_is_directory=True)
+    (folder / "run").symlink_to(layout.root, target_is_directory=True)
+    environment = folder / "environment"
+    _link_environment(prefix, environment)
     safe = RunLayout(folder / "run", scratch=folder)
     for part in (safe.radical, safe.logs):
         part.mkdir()
     try:
-        yield safe, folder / "environment"
+        yield safe, environment
     finally:
         os.chdir(layout.root)
         for source, target in ((safe.radical, layout.radical), (safe.logs, layout.logs)):
             shutil.move(source, target)
-        for link in links:
-            link.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
+
+
+def _link_environment(prefix: Path, link: Path) -> None:
+    """The Python environment once more by links; scripts, whose first line names it, are written anew."""
+    (link / "bin").mkdir(parents=True)
+    for entry in prefix.iterdir():
+        if entry.name != "bin":
+            (link / entry.name).symlink_to(entry)
+    python = link / "bin" / Path(sys.executable).name
+    for entry in (prefix / "bin").iterdir():
+        own = link / "bin" / entry.name
+        content = entry.read_bytes() if entry.name.startswith("radical") and entry.is_file() else b""
+        first, newline, rest = content.partition(b"\n")
+        if first.startswith(b"#!") and b"python" in first:
+            own.write_bytes(b"#!" + str(python).encode() + newline + rest)
+            own.chmod(0o755)
+        else:
+            own.symlink_to(entry)
 
 
 def _is_shell_safe(path: Path) -> bool:
