@@ -61,11 +61,13 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     path = configs / f"resource_{resource.site}.json"
     entries = {resource.key: resource.entry}
     path.write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    # The agent's scripts do not quote PATH either.
+    path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if _is_shell_safe(entry)]
     os.environ.setdefault("ENTK_APP_HOME", str(home))
     os.environ.update(
         {
             "HOME": str(private),
-            "PATH": f"{prefix / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": os.pathsep.join([str(prefix / "bin"), *path_entries]),
             "VIRTUAL_ENV": str(prefix),
             "TMPDIR": str(temporary),
             "RADICAL_BASE": str(layout.radical),
@@ -191,24 +193,24 @@ def _shell_safe(layout: RunLayout) -> Iterator[tuple[RunLayout, Path]]:
 
 
 def _link_environment(prefix: Path, link: Path) -> None:
-    """The Python environment once more by links; scripts, whose first line names it, are written anew."""
+    """The Python environment once more by links; scripts that name its path are written anew."""
     (link / "bin").mkdir(parents=True)
     for entry in prefix.iterdir():
         if entry.name != "bin":
             (link / entry.name).symlink_to(entry)
-    python = link / "bin" / Path(sys.executable).name
+    old, new = str(prefix).encode(), str(link).encode()
     for entry in (prefix / "bin").iterdir():
         own = link / "bin" / entry.name
-        content = entry.read_bytes() if entry.name.startswith("radical") and entry.is_file() else b""
-        first, newline, rest = content.partition(b"\n")
-        if first.startswith(b"#!") and b"python" in first:
-            own.write_bytes(b"#!" + str(python).encode() + newline + rest)
+        is_script = entry.name.startswith(("radical", "activate")) and not entry.is_symlink()
+        content = entry.read_bytes() if is_script else b""
+        if old in content:
+            own.write_bytes(content.replace(old, new))
             own.chmod(0o755)
         else:
             own.symlink_to(entry)
 
 
-def _is_shell_safe(path: Path) -> bool:
+def _is_shell_safe(path: Path | str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9._/+@%,=-]+", str(path)) is not None
 
 
