@@ -68,7 +68,7 @@ class AdaptiveWorkflow:
         task.arguments = ["-m", "entk_app.tasks", spec.kind, str(layout.root), str(order)]
         task.sandbox = str(layout.task_sandbox(spec.name))
         task.pre_exec = build_pre_exec(settings.resource.pre_exec)
-        task.environment = build_environment(os.environ, spec.cores)
+        task.environment = build_environment(os.environ, spec.cores, layout.radical / "home")
         task.cpu_reqs = {
             "cpu_processes": 1,
             "cpu_process_type": None,
@@ -104,13 +104,26 @@ def build_pre_exec(lines: tuple[str, ...]) -> list[str]:
     return [*lines, "unset PYTHONPATH", *python_path]
 
 
-def build_environment(environment: Mapping[str, str], cores: int) -> dict[str, str]:
-    """Variables of a task: thread counts, and the launcher's platform choices."""
+def build_environment(environment: Mapping[str, str], cores: int, private: Path) -> dict[str, str]:
+    """Variables of a task.
+
+    Parameters
+    ----------
+    environment : mapping
+        The launcher's.
+    cores : int
+        Threads of numerical libraries.
+    private : Path
+        Folder for what Keras and matplotlib would write to the home.
+    """
     chosen = {name: str(cores) for name in _THREAD_VARIABLES}
     chosen["PYTHONUNBUFFERED"] = "1"
+    chosen["KERAS_HOME"] = str(private / ".keras")
+    chosen["MPLCONFIGDIR"] = str(private / "matplotlib")
+    chosen["HDF5_USE_FILE_LOCKING"] = environment.get("HDF5_USE_FILE_LOCKING", "FALSE")
+    # The user's own home, not the one that the agent was given.
     if "ENTK_APP_HOME" in environment:
         chosen["HOME"] = environment["ENTK_APP_HOME"]
-    chosen["HDF5_USE_FILE_LOCKING"] = environment.get("HDF5_USE_FILE_LOCKING", "FALSE")
     return chosen
 
 

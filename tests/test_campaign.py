@@ -1,0 +1,239 @@
+"""Whole campaigns in process: lineage, identity, counts, ends, and what a failing task does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from check_run import check_run
+from conftest import prepare, tiny_settings
+
+from entk_app import campaign as campaign_module
+from entk_app.campaign import create_run_folder
+from entk_app.errors import RunFolderError
+from entk_app.inprocess import run_campaign
+from entk_app.layout import RunLayout
+from entk_app.records import (
+    AnalysisRecord,
+    Decision,
+    ModelRecord,
+    RunInfo,
+    SegmentRecord,
+    Summary,
+    read_lines,
+    read_record,
+)
+from entk_app.settings import build_settings, read_config
+from entk_app.tasks import run_task
+
+
+def test_a_finished_campaign_passes_the_independent_check(tiny_campaign):
+    counts = check_run(tiny_campaign.layout.root, every=1)
+    assert counts["segments"] == 9
+    assert counts["restarts"] >= 2
+
+
+def test_the_summary_counts_what_is_on_disk(tiny_campaign):
+    layout = tiny_campaign.layout
+    summary = read_record(Summary, layout.summary)
+    segments = [read_record(SegmentRecord, path) for path in layout.simulations.glob("*/segment-*/segment.json")]
+    per_simulation = {}
+    for segment in segments:
+        per_simulation[segment.simulation] = per_simulation.get(segment.simulation, 0.0) + segment.time_ps * 1e-6
+    assert summary.n_simulations == len(per_simulation)
+    assert summary.longest_us == pytest.approx(max(per_simulation.values()))
+    assert summary.shortest_us == pytest.approx(min(per_simulation.values()))  # all are past min_frames
+    assert summary.n_frames == sum(segment.n_frames for segment in segments)
+    analyses = [read_record(AnalysisRecord, layout.analysis(iteration)) for iteration in (1, 2, 3)]
+    assert summary.n_outliers == len({o.frame.key for analysis in analyses for o in analysis.outliers})
+    assert (summary.stop_reason, summary.n_iterations) == ("max_iterations", 3)
+    assert summary.friction_per_ps == 1.0
+
+
+def test_each_analysis_covers_all_frames_and_bounds_its_outliers(tiny_campaign):
+    for iteration in (1, 2, 3):
+        analysis = read_record(AnalysisRecord, tiny_campaign.layout.analysis(iteration))
+        assert analysis.n_frames == 45 * iteration
+        assert [model.model.latent_dim for model in analysis.models] == [3, 4]
+        assert all(model.n_outliers <= 8 for model in analysis.models)
+        values = [outlier.rmsd_angstrom for outlier in analysis.outliers]
+        assert values == sorted(values)
+        assert all(f.distance > f.eps for outlier in analysis.outliers for f in outlier.found_by)
+
+
+def test_the_best_model_is_the_one_with_the_lowest_held_out_reconstruction(tiny_campaign):
+    layout = tiny_campaign.layout
+    for iteration in (1, 2, 3):
+        records = [read_record(ModelRecord, layout.model(iteration, dim).record) for dim in (3, 4)]
+        best = min(records, key=lambda record: record.held_out_reconstruction)
+        assert read_record(AnalysisRecord, layout.analysis(iteration)).best_model.latent_dim == best.latent_dim
+        assert all(record.n_train_frames + record.n_held_out_frames == 45 * iteration for record in records)
+
+
+def test_decisions_can_be_replayed_from_their_records(tiny_campaign):
+    decisions = list(read_lines(Decision, tiny_campaign.layout.decisions))
+    assert [decision.index for decision in decisions] == list(range(len(decisions)))
+    alive: set[int] = set()
+    for decision in decisions:
+        for action in decision.actions:
+            assert action.reason
+            if action.kind in ("start", "restart"):
+                assert action.simulation not in alive
+                alive.add(action.simulation)
+            else:
+                assert action.simulation in alive
+                if action.kind in ("purge", "end"):
+                    alive.remove(action.simulation)
+        assert len(alive) == 3
+    assert decisions[-1].next == "stop"
+
+
+def test_a_run_folder_describes_itself(tiny_campaign):
+    layout = tiny_campaign.layout
+    assert build_settings(read_config(layout.settings)) == tiny_campaign.settings
+    info = read_record(RunInfo, layout.run_info)
+    assert info.seed == tiny_campaign.settings.seed
+    assert info.packages["openmm"]
+
+
+def test_the_same_seed_gives_the_same_first_segment(tmp_path, tiny_campaign):
+    again = prepare(tmp_path / "run", tiny_settings(), cores=3)
+    task = again.start().tasks[0]
+    run_task(task.kind, again.layout.root, task.order)
+    one, other = (c.layout.segment(0, 0).record for c in (tiny_campaign, again))
+    assert read_record(SegmentRecord, one).min_rmsd_angstrom == read_record(SegmentRecord, other).min_rmsd_angstrom
+
+
+def test_simulations_have_different_random_numbers(tiny_campaign):
+    records = [read_record(SegmentRecord, tiny_campaign.layout.segment(number, 0).record) for number in range(3)]
+    assert len({record.seed for record in records}) == 3
+    assert len({record.last_rmsd_angstrom for record in records}) == 3
+
+
+def test_a_campaign_ends_when_it_folds(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.target_rmsd_angstrom=30"))
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_iterations) == ("target_rmsd", 1)
+    assert not campaign.layout.models.exists()  # no learning after the end
+
+
+def test_a_campaign_ends_at_its_simulated_time(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_time_us=0.0001"))
+    assert run_campaign(campaign).stop_reason == "max_time"
+
+
+def test_a_campaign_ends_before_its_walltime(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings("resource.walltime_min=0.02", "simulate.segment_ns=100"))
+    summary = run_campaign(campaign)
+    assert summary.stop_reason == "walltime"
+    assert summary.n_frames > 0
+
+
+def test_without_a_native_structure_a_campaign_steers_by_novelty(tmp_path):
+    settings = tiny_settings(
+        "system.name=mine", "system.model=all-atom", "system.sequence=ACE-AAAA-NME", "simulate.time_step_fs=2",
+        "simulate.segment_ns=0.0015", "simulate.report_interval_ps=0.02", "simulate.temperature_k=600",
+        "simulate.contact_cutoff_angstrom=6", "stop.max_iterations=2", "stop.target_rmsd_angstrom=null",
+    )  # fmt: skip
+    campaign = prepare(tmp_path / "run", settings)
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.min_rmsd_angstrom, summary.n_failed_tasks) == ("max_iterations", None, 0)
+    assert summary.n_frames == 300
+
+
+def test_the_initial_phase_takes_all_slots_and_learning_its_share(tmp_path):
+    settings = tiny_settings(
+        "steering.initial_frames=70", "resource.md_slots=2", "resource.ml_slots=1", "stop.max_iterations=1"
+    )
+    campaign = prepare(tmp_path / "run", settings, cores=3)
+    summary = run_campaign(campaign)
+    following = [decision.next for decision in campaign.decisions]
+    assert following == ["simulate", "simulate", "learn", "stop"]
+    assert summary.n_simulations == 3
+    assert summary.n_frames == 90
+
+
+def failing(monkeypatch, fails):
+    """Run tasks in process, but let those fail that ``fails`` says."""
+    import entk_app.inprocess
+
+    def run(kind, root, order):
+        if fails(kind, Path(order)):
+            raise RuntimeError("made to fail")
+        run_task(kind, root, order)
+
+    monkeypatch.setattr(entk_app.inprocess, "run_task", run)
+
+
+def test_a_task_that_fails_once_is_tried_again_with_other_random_numbers(tmp_path, monkeypatch):
+    seeds = []
+
+    def fails(kind, order):
+        if kind != "simulate" or "0001/segment-0000" not in str(order):
+            return False
+        seeds.append(json.loads(order.read_text())["seed"])
+        return len(seeds) == 1
+
+    failing(monkeypatch, fails)
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=2"))
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_failed_tasks) == ("max_iterations", 1)
+    assert len(set(seeds)) == 2
+    check_run(campaign.layout.root)
+
+
+def test_a_simulation_that_always_fails_is_ended_and_the_others_go_on(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "simulate" and "0000/segment" in str(order))
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_failed_tasks) == ("max_iterations", 2)
+    ends = [a for d in campaign.decisions for a in d.actions if a.kind == "end"]
+    assert [action.simulation for action in ends] == [0]
+    assert "failed 2 times" in ends[0].reason
+
+
+def test_when_every_simulation_fails_the_campaign_fails(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "simulate")
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    assert run_campaign(campaign).stop_reason == "failed"
+
+
+def test_a_failed_training_leaves_the_other_models(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "train" and "latent-3" in str(order))
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=1"))
+    assert run_campaign(campaign).stop_reason == "max_iterations"
+    analysis = read_record(AnalysisRecord, campaign.layout.analysis(1))
+    assert [model.model.latent_dim for model in analysis.models] == [4]
+
+
+def test_learning_that_fails_again_and_again_ends_the_campaign(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "train")
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_iterations) == ("failed", 2)
+    assert "learning failed 2 times" in summary.message
+
+
+def test_a_run_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="not empty"):
+        create_run_folder(RunLayout(tmp_path), tiny_settings(), [])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("which", ["all", "best", "4"])
+def test_outliers_come_from_the_models_asked_for(tmp_path, which):
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=1", f"analyse.models={which}"))
+    run_campaign(campaign)
+    analysis = read_record(AnalysisRecord, campaign.layout.analysis(1))
+    used = [model.model.latent_dim for model in analysis.models]
+    assert used == {"all": [3, 4], "best": [analysis.best_model.latent_dim], "4": [4]}[which]
+
+
+def test_names_are_what_entk_takes(tiny_campaign, tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    stage = campaign.start()
+    names = [stage.name, *(task.name for task in stage.tasks)]
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.") for name in names)
+    assert campaign_module.StageSpec is type(stage)
