@@ -178,7 +178,9 @@ class Campaign:
         return self._after_analysis(self._collect_analysis())
 
     def end(self, stop_reason: str, message: str) -> None:
-        """Record an end that no rule decided: an interrupt or a failure."""
+        """Record an end that no rule decided: an interrupt or a failure. What its tasks finished is taken in."""
+        if self.stage is not None and self.stage.kind == "simulate":
+            self._collect_segments(at_the_end=True)
         if self.final_decision is None:
             history = self._history(())
             self._record(
@@ -210,8 +212,6 @@ class Campaign:
 
     def summarise(self) -> Summary:
         """The campaign as a row of the paper's table 1; written to ``summary.json`` too."""
-        if self.stage is not None and self.stage.kind == "simulate":
-            self._collect_segments()
         history, shot = self._history(()), self.snapshot()
         system = read_record(SystemRecord, self.layout.system_record)
         run = [s for s in history.simulations if s.segments]
@@ -247,13 +247,16 @@ class Campaign:
 
     # What the tasks published.
 
-    def _collect_segments(self) -> None:
+    def _collect_segments(self, at_the_end: bool = False) -> None:
         for simulation in [s for s in self._simulations.values() if s.alive]:
             number = len(simulation.segments)
             paths = self.layout.segment(simulation.simulation, number)
             try:
                 record = read_record(SegmentRecord, paths.record)
             except RecordError as error:
+                if at_the_end:
+                    # Cut off rather than failed.
+                    continue
                 self.n_failed_tasks += 1
                 logger.warning("simulation %d segment %d failed: %s", simulation.simulation, number, error)
                 self._simulations[simulation.simulation] = replace(simulation, failures=simulation.failures + 1)
