@@ -166,9 +166,7 @@ class Campaign:
         if self.stage.kind == "simulate":
             self._collect_segments()
             return self._apply(
-                steering.decide_after_simulate(
-                    self._history(("train", "analyse")), self.settings, self.machine.slots
-                )
+                steering.decide_after_simulate(self._history(("train", "analyse")), self.settings, self.machine.slots)
             )
         if self.stage.kind == "train":
             self._collect_models()
@@ -292,9 +290,7 @@ class Campaign:
             self.end("failed", f"learning failed {self._learn_failures} times in a row; see {self.layout.logs}")
             return None
         return self._apply(
-            steering.decide_after_analysis(
-                self._history(("simulate",)), analysis, self.settings, self.machine.slots
-            )
+            steering.decide_after_analysis(self._history(("simulate",)), analysis, self.settings, self.machine.slots)
         )
 
     # Decisions.
@@ -368,9 +364,7 @@ class Campaign:
             name = simulate_task_name(self.iteration, simulation.simulation, segment)
             if simulation.failures:
                 name += f".try{simulation.failures + 1}"
-            tasks.append(
-                TaskSpec("simulate", name, order, self.machine.cores_per_slot, self.machine.gpus_per_task)
-            )
+            tasks.append(TaskSpec("simulate", name, order, self.machine.cores_per_slot, self.machine.gpus_per_task))
         return StageSpec("simulate", f"simulate.{self.iteration:04d}.{len(self.decisions):04d}", tuple(tasks))
 
     def _build_train(self) -> StageSpec:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,9 @@ def main_run(arguments: Sequence[str] | None = None) -> int:
     return _run(parser.parse_args(arguments))
 
 
-_RUN_HELP = "Run a campaign: simulate, train, analyse and restart from outliers until the protein folds or a limit is met."
+_RUN_HELP = (
+    "Run a campaign: simulate, train, analyse and restart from outliers until the protein folds or a limit is met."
+)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -56,13 +57,20 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resource", metavar="LABEL", help="<site>.<key> of a resource file (default local.localhost)")
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--preset", metavar="NAME", help=f"settings by name (default {DEFAULT_PRESET}); see entk-app presets")
+    given.add_argument(
+        "--preset", metavar="NAME", help=f"settings by name (default {DEFAULT_PRESET}); see entk-app presets"
+    )
     given.add_argument("--config", metavar="FILE", type=Path, help="settings from a YAML file; see entk-app template")
     parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run folder (default runs/<preset>-<number>)")
     parser.add_argument("--seed", metavar="N", help="all random numbers follow from it")
     parser.add_argument("--reference", metavar="FILE", type=Path, help="native structure, a PDB file")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", dest="assignments", action="append", default=[], help="set one setting; repeatable"
+        "--set",
+        metavar="KEY=VALUE",
+        dest="assignments",
+        action="append",
+        default=[],
+        help="set one setting; repeatable",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     parser.set_defaults(function=_run_campaign)
@@ -106,7 +114,8 @@ def _list_systems(options: argparse.Namespace) -> int:
         print(f"{known.name:12} {known.title}")
         print(f"{'':12} {known.sequence}")
     print(
-        "Your own: --set system.name=NAME with system.pdb=FILE or system.sequence=LETTERS, and --reference FILE if there is one."
+        "Your own: --set system.name=NAME with system.pdb=FILE or system.sequence=LETTERS, "
+        "and --reference FILE if there is one."
     )
     return 0
 
@@ -150,7 +159,8 @@ def _run_campaign(options: argparse.Namespace) -> int:
     slots = machine.slots
     record = built.record
     console.print(
-        f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, {record.n_atoms} particles; "
+        f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
+        f"{record.n_atoms} particles; "
         f"{resource.label}: {resource.cores} cores, {resource.gpus} GPUs, {slots.simulate} simulations at a time; "
         f"seed {settings.seed}\nrun folder: {root}",
         markup=False,
@@ -203,5 +213,3 @@ def _choose_run_folder(asked: Path | None, name: str) -> Path:
     while (runs / f"{name}-{number:03d}").exists():
         number += 1
     return runs / f"{name}-{number:03d}"
-
-

@@ -1,9 +1,9 @@
 """Convolutional variational autoencoder of contact maps. Only this module imports TensorFlow.
 
 Two architectures by name. ``paper`` is that of Ma et al. 2019 and of the CVAE that they cite (Bhowmik et al. 2018,
-doi:10.1186/s12859-018-2507-5): four convolutions of 64 filters, 3x3, strides 1, 2, 1, 1, dense 128, RMSprop. ``fast`` has two
-strided convolutions and Adam. The loss is the binary cross-entropy summed over the pixels plus the Kullback-Leibler
-divergence of the latent distribution from the unit normal.
+doi:10.1186/s12859-018-2507-5): four convolutions of 64 filters, 3x3, strides 1, 2, 1, 1, dense 128, RMSprop.
+``fast`` has two strided convolutions and Adam. The loss is the binary cross-entropy summed over the
+pixels plus the Kullback-Leibler divergence of the latent distribution from the unit normal.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Pauses in three loops of RADICAL-EnTK that spin or wait too long. The only place where EnTK is changed.
 
-EnTK's client polls without sleeping: the thread that looks for new work (``WFprocessor._create_workload``) and the main
-thread that looks at the pilot (``ResourceManager.get_resource_allocation_state``) take up to a core between them, on the
-node where the simulations run. And its task manager waits 10 s for work that cannot come when the campaign is over.
-See docs/decisions/0004-pauses-in-entk.md; a test measures the launcher's CPU time.
+EnTK's client polls without sleeping: the thread that looks for new work (``WFprocessor._create_workload``) and the
+main thread that looks at the pilot (``ResourceManager.get_resource_allocation_state``) take up to a core between them,
+on the node where the simulations run. And its task manager waits 10 s for work that cannot come when the campaign is
+over. See docs/decisions/0004-pauses-in-entk.md; a test measures the launcher's CPU time.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from entk_app.campaign import Campaign
+from entk_app.campaign import Campaign, StageSpec
 from entk_app.records import Summary
 from entk_app.tasks import run_task
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def run_campaign(campaign: Campaign) -> Summary:
     """Walk the campaign's stages to their end and return the summary."""
-    stage = campaign.start()
+    stage: StageSpec | None = campaign.start()
     while stage is not None:
         for task in stage.tasks:
             try:

@@ -91,9 +91,9 @@ def select_outliers(radii: NDArray[np.floating], max_outliers: int) -> OutlierSe
     Noise sets only shrink with eps, and change at the distinct values of e(i). The chosen eps lies in the middle
     of the gap between two such values, so that rounding cannot move a point across it.
     """
-    radii = np.asarray(radii, dtype=np.float64)
-    order = np.argsort(-radii, kind="stable")
-    ranked = radii[order]
+    values: NDArray[np.float64] = np.asarray(radii, dtype=np.float64)
+    order = np.argsort(-values, kind="stable")
+    ranked = values[order]
     n_positive = int(np.count_nonzero(ranked > 0))
     n_infinite = int(np.count_nonzero(np.isinf(ranked)))
     size = min(max_outliers, n_positive)
@@ -101,17 +101,13 @@ def select_outliers(radii: NDArray[np.floating], max_outliers: int) -> OutlierSe
     while 0 < size < n_positive and not _is_gap(ranked[size - 1], ranked[size]):
         size -= 1
     empty = OutlierSet(np.empty(0, dtype=np.intp), np.empty(0), None)
-    if size < n_infinite or len(radii) == 0:
+    if size < n_infinite or len(values) == 0:
         return empty
     above = ranked[size - 1] if size else np.inf
     below = ranked[size] if size < len(ranked) else 0.0
     if size == n_positive:
         below = 0.0
-    if np.isinf(above):
-        eps = 2.0 * below if below > 0 else 1.0
-    else:
-        eps = 0.5 * (above + below)
-    return OutlierSet(order[:size], ranked[:size], float(eps))
+    return OutlierSet(order[:size], ranked[:size], _choose_eps(float(above), float(below)))
 
 
 def find_outliers(
@@ -129,6 +125,13 @@ def find_outliers(
         The coordinates are not finite.
     """
     return select_outliers(compute_noise_radii(latent, min_samples, workers), max_outliers)
+
+
+def _choose_eps(above: float, below: float) -> float:
+    """A radius between two neighbouring values of e(i); any beyond the last where nothing, or everything, is noise."""
+    if np.isinf(above):
+        return 2.0 * below if below > 0 else 1.0
+    return 0.5 * (above + below)
 
 
 def _is_gap(above: float, below: float) -> bool:

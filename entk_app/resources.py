@@ -1,7 +1,8 @@
 """Resource files: where a label's entry comes from and what its node has. Imports no radical.
 
 RADICAL-Pilot reads ``resource_<site>.json``; a label is ``<site>.<key>``. Entries are looked up in the user's own
-``~/.radical/pilot/configs``, in this application's ``resource_configs/`` and in those that RADICAL-Pilot ships, in this order.
+``~/.radical/pilot/configs``, in this application's ``resource_configs/`` and in those that RADICAL-Pilot ships, in
+this order.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ class Resource:
 def config_folders(home: Path | None = None) -> list[Path]:
     """Folders with resource files, the one that wins first."""
     folders = [(home or Path.home()) / ".radical" / "pilot" / "configs"]
-    # Beside the package in a checkout, inside it when installed.
-    package = Path(__file__).resolve().parent
-    folders += [package.parent / "resource_configs", package / "resource_configs"]
+    folders.append(Path(__file__).resolve().parent / "resource_configs")
     # Finding radical.pilot does not import it: its import reads an environment that is not prepared yet.
     spec = importlib.util.find_spec("radical.pilot")
     folders += [Path(place) / "configs" for place in (spec.submodule_search_locations or [])] if spec else []
@@ -106,7 +105,9 @@ def find_resource(settings: ResourceSettings, folders: list[Path] | None = None)
         cores = cores or int(entry.get("cores_per_node") or 0) * threads
         gpus = int(entry.get("gpus_per_node") or 0) if gpus is None else gpus
     if not cores:
-        raise SettingsError(f"resource.cores: {source.name} does not say how many cores '{settings.label}' has; give it")
+        raise SettingsError(
+            f"resource.cores: {source.name} does not say how many cores '{settings.label}' has; give it"
+        )
     return Resource(settings.label, entry, source, cores, gpus)
 
 
@@ -130,4 +131,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads("\n".join(lines)))
     except (OSError, ValueError) as error:
         raise SettingsError(f"the resource file {path} cannot be read: {error}") from None
-

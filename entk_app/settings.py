@@ -38,7 +38,7 @@ class SystemSettings(_Group):
     )
     model: Literal["all-atom", "calpha"] = Field(
         "calpha",
-        description="all-atom (AMBER ff99SB-ILDN, OBC implicit solvent) or calpha (structure-based CA model, needs a native structure)",
+        description="all-atom (AMBER ff99SB-ILDN, OBC solvent) or calpha (structure-based CA model; needs the native)",
     )
     pdb: Path | None = Field(None, description="start structure of a protein of your own (PDB)")
     sequence: str | None = Field(
@@ -127,15 +127,13 @@ class SteeringSettings(_Group):
 
     ranking: Literal["rmsd", "mix", "novelty"] = Field(
         "rmsd",
-        description="restart from the lowest RMSD; mix (of four: 2 lowest, 1 random, 1 highest); novelty (most isolated)",
+        description="restart from the lowest RMSD; mix (of 4: 2 lowest, 1 random, 1 highest); novelty (most isolated)",
     )
     initial_frames: int = Field(
         0, ge=0, description="all slots simulate, without learning, until so many frames exist (the paper's 100,000)"
     )
     min_frames: int = Field(10_000, ge=1, description="a simulation shorter than this is never purged")
-    window: int = Field(
-        5_000, ge=1, description="purge when none of a simulation's last so many frames is an outlier"
-    )
+    window: int = Field(5_000, ge=1, description="purge when none of a simulation's last so many frames is an outlier")
     min_restarts: int = Field(
         0,
         ge=0,

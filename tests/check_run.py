@@ -1,7 +1,7 @@
 """An independent check of a run folder: MDAnalysis recomputes what the reporter wrote, and walks the lineage.
 
-Reads only files, with MDAnalysis, h5py and json; it shares no code with the application. ``python tests/check_run.py RUN``
-checks a run by hand.
+Reads only files, with MDAnalysis, h5py and json; it shares no code with the application.
+``python tests/check_run.py RUN`` checks a run by hand.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def check_best_frame(run: Path, summary: dict, settings: dict) -> None:
     found = rms.rmsd(ca, native_ca(run), center=True, superposition=True)
     assert abs(found - summary["min_rmsd_angstrom"]) < RMSD_TOLERANCE_ANGSTROM
     target = settings["stop"]["target_rmsd_angstrom"]
-    assert (summary["stop_reason"] == "target_rmsd") == (target is not None and found <= target + RMSD_TOLERANCE_ANGSTROM)
+    assert (summary["stop_reason"] == "target_rmsd") == (
+        target is not None and found <= target + RMSD_TOLERANCE_ANGSTROM
+    )
 
 
 if __name__ == "__main__":

@@ -156,7 +156,14 @@ def test_one_frame_is_too_few():
 
 @pytest.mark.parametrize(
     ("architecture", "n_frames", "expected"),
-    [("paper", 50_000, 500), ("paper", 50, 1), ("fast", 50, 32), ("fast", 20_000, 200), ("fast", 500_000, 512), ("fast", 9, 9)],
+    [
+        ("paper", 50_000, 500),
+        ("paper", 50, 1),
+        ("fast", 50, 32),
+        ("fast", 20_000, 200),
+        ("fast", 500_000, 512),
+        ("fast", 9, 9),
+    ],
 )
 def test_batches_make_about_a_hundred_updates_an_epoch(architecture, n_frames, expected):
     assert cvae.choose_batch_size(settings(architecture=architecture), n_frames) == expected

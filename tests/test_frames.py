@@ -57,9 +57,7 @@ def test_a_segment_reads_back_what_was_computed_from_its_positions(tmp_path):
     columns = read_columns(path)
     np.testing.assert_array_equal(columns["step"], 100 * np.arange(1, 24))
     np.testing.assert_allclose(columns["rmsd_angstrom"], geometry.compute_rmsd(positions, native))
-    np.testing.assert_allclose(
-        columns["radius_of_gyration_angstrom"], geometry.compute_radius_of_gyration(positions)
-    )
+    np.testing.assert_allclose(columns["radius_of_gyration_angstrom"], geometry.compute_radius_of_gyration(positions))
     maps = read_contact_maps(path)
     first, second = np.triu_indices(N_RESIDUES, 1)
     np.testing.assert_array_equal(maps[:, first, second], geometry.compute_contacts(positions))

@@ -29,7 +29,7 @@ def test_rmsd_equals_mdanalysis(n_residues):
 
 def test_rmsd_of_a_moved_copy_is_zero_and_of_a_mirror_image_is_not():
     chain = random_chain(20, 3)
-    moved = Rotation.from_euler("xyz", [0.3, -1.1, 2.0]).apply(chain) + [5.0, -7.0, 1.0]
+    moved = Rotation.from_euler("xyz", [0.3, -1.1, 2.0]).apply(chain) + np.array([5.0, -7.0, 1.0])
     assert geometry.compute_rmsd(moved, chain) == pytest.approx(0.0, abs=1e-6)
     assert geometry.compute_rmsd(chain * [1.0, 1.0, -1.0], chain) > 1.0
 

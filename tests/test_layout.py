@@ -10,7 +10,9 @@ from entk_app.layout import RunLayout, analyse_task_name, simulate_task_name, tr
 def test_paths_lie_below_the_run_folder():
     layout = RunLayout(Path("run"))
     assert layout.segment(3, 12).trajectory == Path("run/simulations/0003/segment-0012/trajectory.dcd")
-    assert layout.segment(3, 12).in_work().trajectory == Path("run/simulations/0003/segment-0012.partial/trajectory.dcd")
+    assert layout.segment(3, 12).in_work().trajectory == Path(
+        "run/simulations/0003/segment-0012.partial/trajectory.dcd"
+    )
     assert layout.segment(3, 12).task == Path("run/simulations/0003/segment-0012.task.json")
     assert layout.model(2, 6).encoder == Path("run/models/iteration-0002/latent-6/encoder.keras")
     assert layout.analysis(7) == Path("run/analysis/iteration-0007.json")

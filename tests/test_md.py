@@ -31,9 +31,9 @@ def run(built, settings, folder, start, n_frames, seed=1, **kwargs):
     def make_writer(positions):
         seen["start"] = positions
         seen["velocities"] = (
-            simulation.context.getState(velocities=True).getVelocities(asNumpy=True).value_in_unit(
-                unit.nanometer / unit.picosecond
-            )
+            simulation.context.getState(velocities=True)
+            .getVelocities(asNumpy=True)
+            .value_in_unit(unit.nanometer / unit.picosecond)
         )
         return FrameWriter(folder / "frames.h5", built.record.n_residues, built.native.positions, 8.0, positions)
 
@@ -113,7 +113,12 @@ def test_the_clock_ends_a_segment_measured_in_minutes(villin, tmp_path):
 def test_a_stop_request_ends_a_segment_in_order(villin, tmp_path):
     calls = iter([None, None, "stop_request"])
     result, _ = run(
-        villin, make_settings(), tmp_path / "a", md.Start(positions=villin.native.positions), 100, should_stop=lambda: next(calls)
+        villin,
+        make_settings(),
+        tmp_path / "a",
+        md.Start(positions=villin.native.positions),
+        100,
+        should_stop=lambda: next(calls),
     )
     assert (result.n_frames, result.ended_by) == (3, "stop_request")
     assert len(read_columns(tmp_path / "a" / "frames.h5")["step"]) == 3

@@ -125,9 +125,9 @@ def test_all_atom_fs_peptide_runs_two_iterations_of_a_few_ps(tmp_path):
     # 500 K and a wide contact cutoff: in so few ps the maps must differ for outliers to exist.
     finished = run_command(
         ["--preset", "fs-peptide-quick", "--run-dir", "fs", "--seed", "5",
-         "--set", "simulate.segment_ns=0.008", "--set", "simulate.report_interval_ps=0.1", "--set", "steering.min_frames=80",
-         "--set", "steering.window=40", "--set", "simulate.temperature_k=500", "--set", "train.epochs=4",
-         "--set", "simulate.contact_cutoff_angstrom=10", "--set", "resource.cores=2"],
+         "--set", "simulate.segment_ns=0.008", "--set", "simulate.report_interval_ps=0.1",
+         "--set", "steering.min_frames=80", "--set", "steering.window=40", "--set", "simulate.temperature_k=500",
+         "--set", "train.epochs=4", "--set", "simulate.contact_cutoff_angstrom=10", "--set", "resource.cores=2"],
         tmp_path, timeout_s=600,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + collect_logs(tmp_path)

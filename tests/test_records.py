@@ -47,7 +47,13 @@ def test_lines_are_appended_in_order(tmp_path):
     path = tmp_path / "decisions.jsonl"
     assert list(read_lines(Decision, path)) == []
     written = [
-        Decision(index=n, iteration=1, next="simulate", reason="because", actions=(Action(kind="start", simulation=n, reason="r"),))
+        Decision(
+            index=n,
+            iteration=1,
+            next="simulate",
+            reason="because",
+            actions=(Action(kind="start", simulation=n, reason="r"),),
+        )
         for n in range(3)
     ]
     for decision in written:

@@ -39,7 +39,9 @@ def test_the_presets_that_the_readme_names_are_there():
 
 
 def test_later_layers_win_and_assignments_last():
-    settings = build_settings(MINIMAL, {"seed": 4, "stop": {"max_iterations": 7}}, assignments=["stop.max_iterations=9"])
+    settings = build_settings(
+        MINIMAL, {"seed": 4, "stop": {"max_iterations": 7}}, assignments=["stop.max_iterations=9"]
+    )
     assert (settings.seed, settings.stop.max_iterations) == (4, 9)
 
 
@@ -123,9 +125,13 @@ def test_an_empty_file_leaves_the_defaults(tmp_path):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from([*Settings.model_fields, "name", "model", "epochs", "label", "segment_ns"]), inner, max_size=4
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*Settings.model_fields, "name", "model", "epochs", "label", "segment_ns"]),
+                inner,
+                max_size=4,
+            )
         ),
         max_leaves=12,
     )

@@ -213,7 +213,11 @@ def test_a_users_sequence_with_a_reference_is_taken_as_a_ca_model(tmp_path, vill
     layout = RunLayout(tmp_path / "written")
     write_system(villin, layout)
     built = build(
-        tmp_path, name="mine", model="calpha", sequence="LSDEDFKAVFGMTRSAFANLPLWKQQHLKKEKGLF", reference=str(layout.native)
+        tmp_path,
+        name="mine",
+        model="calpha",
+        sequence="LSDEDFKAVFGMTRSAFANLPLWKQQHLKKEKGLF",
+        reference=str(layout.native),
     )
     assert built.record.n_atoms == 35
 

@@ -159,7 +159,6 @@ def _as_written(structure: Structure) -> Structure:
 
 def _to_pdb(structure: Structure) -> str:
 
-
     text = io.StringIO()
     app.PDBFile.writeFile(structure.topology, structure.positions * unit.angstrom, text, keepIds=True)
     # OpenMM's header carries the day, which would make equal systems differ.

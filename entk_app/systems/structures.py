@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,12 @@ def build_chain(sequence: Sequence, angles: tuple[float, float]) -> Structure:
     writer.save(text)
     lines = []
     for line in text.getvalue().splitlines():
-        if line.startswith("ATOM"):
-            number, atom = int(line[22:26]), line[12:16].strip()
-            if sequence.ace and number == 1:
-                renamed = {"CA": "CH3", "C": "C", "O": "O"}.get(atom)
-                line = None if renamed is None else _rename(line, renamed, "ACE")
-            elif sequence.nme and number == len(letters):
-                renamed = {"N": "N", "CA": "C"}.get(atom)
-                line = None if renamed is None else _rename(line, renamed, "NME")
-        if line is not None:
+        number = int(line[22:26]) if line.startswith("ATOM") else None
+        if sequence.ace and number == 1:
+            lines += _cut_cap(line, "ACE", {"CA": "CH3", "C": "C", "O": "O"})
+        elif sequence.nme and number == len(letters):
+            lines += _cut_cap(line, "NME", {"N": "N", "CA": "C"})
+        else:
             lines.append(line)
     pdb = app.PDBFile(io.StringIO("\n".join(lines)))
     return Structure(pdb.topology, _positions(pdb), f"chain built from the sequence {sequence.residues}")
@@ -184,7 +182,7 @@ def only_ca(structure: Structure) -> Structure:
         residue = topology.addResidue(atoms[index].residue.name, chain, str(number))
         topology.addAtom("CA", app.Element.getBySymbol("C"), residue)
     beads = list(topology.atoms())
-    for one, other in zip(beads, beads[1:], strict=False):
+    for one, other in pairwise(beads):
         topology.addBond(one, other)
     return Structure(topology, structure.ca_positions(), structure.source)
 
@@ -210,7 +208,7 @@ def _positions(pdb: Any) -> NDArray[np.float64]:
     return np.asarray(pdb.positions.value_in_unit(unit.angstrom), dtype=np.float64).reshape(-1, 3)
 
 
-def _rename(line: str, atom: str, residue: str) -> str:
-    return f"{line[:12]} {atom:<3s}{line[16]}{residue}{line[20:]}"
-
-
+def _cut_cap(line: str, residue: str, names: dict[str, str]) -> list[str]:
+    """A PDB line of a glycine as that of a cap; none where the cap has no such atom."""
+    atom = names.get(line[12:16].strip())
+    return [] if atom is None else [f"{line[:12]} {atom:<3s}{line[16]}{residue}{line[20:]}"]

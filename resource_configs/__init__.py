@@ -1,1 +1,0 @@
-"""RADICAL-Pilot resource files, ``resource_<site>.json``: part of the package when installed."""
