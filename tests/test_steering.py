@@ -23,8 +23,9 @@ def segment(simulation, number, n_frames, rmsd=9.0):
     return SegmentRecord(
         simulation=simulation, segment=number, iteration=1, origin=None, seed=1, n_frames=n_frames,
         steps=n_frames * 100, first_step=0, time_ps=n_frames * 50.0, start_time_ps=0.0, min_rmsd_angstrom=rmsd,
-        min_rmsd_frame=0, last_rmsd_angstrom=rmsd, platform="CPU", device=None, cores=1, friction_per_ps=91.0, temperature_k=300.0,
-        ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0, unix_start=0.0, unix_end=1.0,
+        min_rmsd_frame=0, last_rmsd_angstrom=rmsd, platform="CPU", device=None, cores=1, friction_per_ps=91.0,
+        temperature_k=300.0, ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0, unix_start=0.0,
+        unix_end=1.0,
     )  # fmt: skip
 
 
