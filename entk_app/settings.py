@@ -65,7 +65,7 @@ class SimulateSettings(_Group):
     report_interval_ps: float = Field(50.0, gt=0, description="a frame every so many ps")
     time_step_fs: float = Field(2.0, gt=0, le=50, description="integration step")
     hydrogen_mass_amu: float | None = Field(
-        None, ge=1.0, le=5.0, description="all-atom: mass repartitioned to hydrogens (4 allows 4 fs); none: as is"
+        None, ge=1.0, le=5.0, description="all-atom: mass repartitioned to hydrogens (4 allows 4 fs); null: as is"
     )
     temperature_k: float = Field(300.0, gt=0, le=2000, description="Langevin temperature")
     friction_per_ps: float = Field(
@@ -89,17 +89,17 @@ class TrainSettings(_Group):
     )
     epochs: int = Field(100, ge=1, le=100_000, description="epochs at most")
     patience: int | None = Field(
-        10, ge=1, description="stop after so many epochs without a lower held-out loss; none: train all epochs"
+        10, ge=1, description="stop after so many epochs without a lower held-out loss; null: train all epochs"
     )
     batch_size: int | None = Field(
-        None, ge=1, description="frames a batch; none: about 100 updates an epoch (fast: 32 to 512 frames)"
+        None, ge=1, description="frames a batch; null: about 100 updates an epoch (fast: 32 to 512 frames)"
     )
     held_out_fraction: float = Field(0.2, gt=0, lt=1, description="share of the frames held out, in whole blocks")
     block_frames: int = Field(
         100, ge=1, description="consecutive frames of a block: neighbours in time are correlated and stay together"
     )
     max_frames: int | None = Field(
-        200_000, ge=10, description="train on a random, seeded choice of blocks of at most so many frames; none: all"
+        200_000, ge=10, description="train on a random, seeded choice of blocks of at most so many frames; null: all"
     )
 
     @field_validator("latent_dims")
@@ -156,17 +156,17 @@ class ResourceSettings(_Group):
     """Where it runs: a RADICAL-Pilot label and how its node is divided."""
 
     label: str = Field("local.localhost", pattern=r"^[\w-]+\.[\w.-]+$", description="<site>.<key> of a resource file")
-    cores: int | None = Field(None, ge=1, description="cores to ask for; none: as the resource says")
-    gpus: int | None = Field(None, ge=0, description="GPUs to ask for; none: as the resource says")
+    cores: int | None = Field(None, ge=1, description="cores to ask for; null: as the resource says")
+    gpus: int | None = Field(None, ge=0, description="GPUs to ask for; null: as the resource says")
     cores_per_simulation: int | None = Field(
-        None, ge=1, description="cores of a simulation; none: one on a CPU, an equal share beside a GPU"
+        None, ge=1, description="cores of a simulation; null: one on a CPU, an equal share beside a GPU"
     )
-    md_slots: int | None = Field(None, ge=1, description="simulations at a time once learning began; none: all slots")
-    ml_slots: int | None = Field(None, ge=1, description="trainings at a time; none: all slots")
+    md_slots: int | None = Field(None, ge=1, description="simulations at a time once learning began; null: all slots")
+    ml_slots: int | None = Field(None, ge=1, description="trainings at a time; null: all slots")
     walltime_min: float = Field(60.0, gt=0, description="walltime of the pilot")
     queue: str | None = Field(None, description="batch queue")
     project: str | None = Field(None, description="project or account that is charged")
-    access_schema: str | None = Field(None, description="schema of the resource file; none: its default")
+    access_schema: str | None = Field(None, description="schema of the resource file; null: its default")
     pre_exec: tuple[str, ...] = Field((), description="shell lines run before every task (module load ...)")
 
 

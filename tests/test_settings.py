@@ -165,7 +165,7 @@ PAPER = {
             "temperature_k": 300.0, "friction_per_ps": 91.0, "cutoff_angstrom": 10.0, "contact_cutoff_angstrom": 8.0,
             "minimise_tolerance_kj_per_mol_nm": 10.0, "minimise_max_iterations": 100,
         },
-        "train": {"latent_dims": (3, 4, 5, 6), "epochs": 100},
+        "train": {"latent_dims": (3, 4, 5, 6), "architecture": "paper", "epochs": 100, "patience": None},
         "analyse": {"models": "all"},
         "steering": {"initial_frames": 100_000, "min_frames": 20_000, "window": 5_000},
         "stop": {"max_iterations": 90},
