@@ -87,14 +87,18 @@ class Machine:
     cores: int
     gpus: int
     slots: Slots
-
-    @property
-    def cores_per_slot(self) -> int:
-        return max(1, self.cores // self.slots.total)
+    cores_per_slot: int
+    node_cores: int
 
     @property
     def cores_per_training(self) -> int:
-        return self.cores_per_slot if self.gpus else max(1, self.cores // self.slots.learn)
+        """An equal share of the cores, or of those beside a GPU; never more than a node has."""
+        share = self.cores // self.gpus if self.gpus else self.cores // self.slots.learn
+        return min(max(1, share), self.node_cores)
+
+    @property
+    def cores_per_analysis(self) -> int:
+        return min(self.cores, self.node_cores)
 
     @property
     def gpus_per_task(self) -> int:
@@ -139,6 +143,7 @@ class Campaign:
     _models: dict[int, ModelRecord] = field(default_factory=dict)
     _outliers: set[tuple[int, int, int]] = field(default_factory=set)
     _learn_failures: int = 0
+    _trained: bool = True
     _began: float = field(default_factory=time.time)
     _stage_began: float = 0.0
     _durations: dict[str, float] = field(default_factory=dict)
@@ -169,7 +174,7 @@ class Campaign:
                 steering.decide_after_simulate(self._history(("train", "analyse")), self.settings, self.machine.slots)
             )
         if self.stage.kind == "train":
-            self._collect_models()
+            self._trained = self._collect_models() > 0
             if self._models:
                 return self._enter(self._build_analyse())
             return self._after_analysis(None)
@@ -263,16 +268,20 @@ class Campaign:
                 simulation, segments=(*simulation.segments, record), failures=0
             )
 
-    def _collect_models(self) -> None:
+    def _collect_models(self) -> int:
+        """Take the iteration's models in; returns how many there are."""
+        n_trained = 0
         for latent_dim in self.settings.train.latent_dims:
             try:
                 self._models[latent_dim] = read_record(
                     ModelRecord, self.layout.model(self.iteration, latent_dim).record
                 )
+                n_trained += 1
             except RecordError as error:
                 # The last good model of this size goes on serving.
                 self.n_failed_tasks += 1
                 logger.warning("training of latent size %d failed: %s", latent_dim, error)
+        return n_trained
 
     def _collect_analysis(self) -> AnalysisRecord | None:
         try:
@@ -285,7 +294,7 @@ class Campaign:
         return analysis
 
     def _after_analysis(self, analysis: AnalysisRecord | None) -> StageSpec | None:
-        self._learn_failures = self._learn_failures + 1 if analysis is None else 0
+        self._learn_failures = 0 if analysis is not None and self._trained else self._learn_failures + 1
         if self._learn_failures >= _MAX_LEARN_FAILURES:
             self.end("failed", f"learning failed {self._learn_failures} times in a row; see {self.layout.logs}")
             return None
@@ -296,14 +305,15 @@ class Campaign:
     # Decisions.
 
     def _history(self, following: tuple[str, ...]) -> History:
-        minutes = self.settings.resource.walltime_min
-        origins = (s.origin for s in self._simulations.values())
+        # Copied at once: the progress line asks from another thread.
+        simulations = tuple(self._simulations.values())
+        origins = [s.origin for s in simulations]
         return History(
             iteration=self.iteration,
-            simulations=tuple(self._simulations.values()),
+            simulations=simulations,
             n_decisions=len(self.decisions),
             used=frozenset(origin.key for origin in origins if origin is not None),
-            seconds_left=self._began + minutes * 60.0 - _closing_seconds(minutes) - time.time(),
+            seconds_left=self._end_by - time.time(),
             seconds_needed=sum(self._durations.get(kind, 0.0) for kind in following),
         )
 
@@ -333,7 +343,12 @@ class Campaign:
         decision = decision.model_copy(update={"unix": time.time()})
         append_record(self.layout.decisions, decision)
         self.decisions.append(decision)
-        self.on_decision(decision)
+        try:
+            self.on_decision(decision)
+        except (Exception, SystemExit):
+            # Nobody reads what is printed any more (rich exits on a closed pipe): no reason to end a campaign.
+            logger.warning("the decision could not be shown", exc_info=True)
+            self.on_decision = _show_nothing
 
     def _enter(self, stage: StageSpec) -> StageSpec:
         self.stage, self._stage_began = stage, time.time()
@@ -341,8 +356,13 @@ class Campaign:
 
     # Orders.
 
-    def _build_simulate(self) -> StageSpec:
+    @property
+    def _end_by(self) -> float:
+        """When tasks end in order, for the pilot to be closed within its walltime."""
         minutes = self.settings.resource.walltime_min
+        return self._began + minutes * 60.0 - _closing_seconds(minutes)
+
+    def _build_simulate(self) -> StageSpec:
         tasks = []
         for simulation in [s for s in self._simulations.values() if s.alive]:
             segment = len(simulation.segments)
@@ -356,7 +376,7 @@ class Campaign:
                     # A segment that failed is tried again with other random numbers.
                     seed=self._seed(simulation.simulation, segment, simulation.failures),
                     origin=simulation.origin,
-                    end_by_unix=self._began + minutes * 60.0 - _closing_seconds(minutes),
+                    end_by_unix=self._end_by,
                     cores=self.machine.cores_per_slot,
                     gpus=self.machine.gpus_per_task,
                 ),
@@ -378,6 +398,7 @@ class Campaign:
                     latent_dim=latent_dim,
                     seed=self._seed(1 << 24, self.iteration, latent_dim),
                     segments=self._segment_keys(),
+                    end_by_unix=self._end_by,
                     encode_all=self.settings.analyse.models in ("all", latent_dim),
                     cores=self.machine.cores_per_training,
                     gpus=self.machine.gpus_per_task,
@@ -403,12 +424,16 @@ class Campaign:
                 iteration=self.iteration,
                 models=tuple(ModelRef(iteration=m.iteration, latent_dim=m.latent_dim) for m in models),
                 segments=self._segment_keys(),
-                cores=self.machine.cores,
+                cores=self.machine.cores_per_analysis,
                 gpus=self.machine.gpus_per_task,
             ),
         )
         task = TaskSpec(
-            "analyse", analyse_task_name(self.iteration), order, self.machine.cores, self.machine.gpus_per_task
+            "analyse",
+            analyse_task_name(self.iteration),
+            order,
+            self.machine.cores_per_analysis,
+            self.machine.gpus_per_task,
         )
         return StageSpec("analyse", f"analyse.{self.iteration:04d}", (task,))
 
@@ -437,6 +462,9 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
             raise RunFolderError(
                 f"the run folder {layout.root} is not empty: choose another with --run-dir, or remove it"
             )
+        # Two launchers that found the same folder empty: the first to make this file has it.
+        with layout.lock.open("x", encoding="utf-8") as stream:
+            stream.write(f"{platform.node()} {os.getpid()}\n")
         write_text(layout.settings, dump_yaml(settings))
         write_record(
             layout.run_info,
@@ -452,17 +480,21 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
                 unix=time.time(),
             ),
         )
+    except FileExistsError as error:
+        raise RunFolderError(f"the run folder {layout.root} is taken: {error.filename} exists already") from None
     except OSError as error:
         raise RunFolderError(f"cannot write the run folder {layout.root}: {error.strerror}") from None
 
 
-def divide_machine(settings: Settings, cores: int, gpus: int) -> Machine:
+def divide_machine(settings: Settings, cores: int, gpus: int, node_cores: int | None = None) -> Machine:
     """Divide a node's devices among tasks: one GPU a task where there are GPUs, else cores.
 
     Parameters
     ----------
     cores, gpus : int
         Of the whole pilot.
+    node_cores : int or None
+        Cores of one node, which a single task cannot exceed; None: all.
 
     Raises
     ------
@@ -478,11 +510,22 @@ def divide_machine(settings: Settings, cores: int, gpus: int) -> Machine:
     total = gpus if gpus else cores // per_simulation
     if gpus and per_simulation * gpus > cores:
         total = cores // per_simulation
-    simulate, learn = min(asked.md_slots or total, total), min(asked.ml_slots or total, total)
+    simulate = min(asked.md_slots or total, total)
+    learn = min(asked.ml_slots or total, total, len(settings.train.latent_dims))
     if asked.md_slots and asked.ml_slots and asked.md_slots + asked.ml_slots > total:
         # Fewer slots than the split wants: the stages share them in turn.
         simulate = total
-    return Machine(cores=cores, gpus=gpus, slots=Slots(total=total, simulate=simulate, learn=learn))
+    return Machine(
+        cores=cores,
+        gpus=gpus,
+        slots=Slots(total=total, simulate=simulate, learn=learn),
+        cores_per_slot=per_simulation,
+        node_cores=node_cores or cores,
+    )
+
+
+def _show_nothing(decision: Decision) -> None:
+    """What a campaign tells of its decisions when nobody listens."""
 
 
 def _closing_seconds(walltime_min: float) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entk_app import __version__
-from entk_app.errors import EntkAppError
+from entk_app.errors import CampaignFailed, EntkAppError
 
 DEFAULT_PRESET = "villin-quick"
 
@@ -135,9 +135,8 @@ def _run_campaign(options: argparse.Namespace) -> int:
         assignments.append(f"seed={options.seed}")
     if options.resource is not None:
         assignments.append(f"resource.label={options.resource}")
-    if options.reference is not None:
-        assignments.append(f"system.reference={str(options.reference)!r}")
-    settings = build_settings(layer, assignments=assignments)
+    named = {} if options.reference is None else {"system": {"reference": str(options.reference)}}
+    settings = build_settings(layer, named, assignments=assignments)
 
     # Heavy imports only now, when the settings are known to be good.
     from entk_app.campaign import Campaign, create_run_folder, divide_machine
@@ -147,7 +146,7 @@ def _run_campaign(options: argparse.Namespace) -> int:
 
     _configure_logging(options.verbose)
     resource = find_resource(settings.resource)
-    machine = divide_machine(settings, resource.cores, resource.gpus)
+    machine = divide_machine(settings, resource.cores, resource.gpus, resource.node_cores)
     root = _choose_run_folder(options.run_dir, name)
     layout = RunLayout(root)
     built = build_system(settings, cache=root.parent / ".cache")
@@ -181,13 +180,18 @@ def _drive(campaign: Any, resource: Any, console: Any) -> int:
             run_on_pilot(campaign, resource)
         except EntkAppError as error:
             failure = error
+        except (Exception, KeyboardInterrupt) as error:
+            logging.getLogger(__name__).exception("unexpected")
+            campaign.end("failed", f"{type(error).__name__}: {error}")
+            failure = CampaignFailed(f"the campaign failed: {type(error).__name__}: {error}")
     summary = campaign.summarise()
     rmsd = "" if summary.min_rmsd_angstrom is None else f", lowest RMSD {summary.min_rmsd_angstrom:.2f} Å"
     console.print(
         f"{summary.stop_reason}: {summary.message}\n"
         f"{summary.n_iterations} iterations, {summary.n_simulations} simulations ({summary.n_restarts} from outliers, "
         f"{summary.n_purged} purged), {summary.n_frames} frames, {summary.total_time_us * 1000:.4g} ns{rmsd}\n"
-        f"summary: {campaign.layout.summary}",
+        + (f"{summary.n_failed_tasks} tasks failed: see {campaign.layout.logs}\n" if summary.n_failed_tasks else "")
+        + f"summary: {campaign.layout.summary}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -202,12 +206,13 @@ def _configure_logging(verbose: bool) -> None:
     logger, handler = logging.getLogger("entk_app"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def _choose_run_folder(asked: Path | None, name: str) -> Path:
     if asked is not None:
-        return asked.expanduser().absolute()
+        # An unknown user's home (~nobody/x) is left as it is written.
+        return Path(os.path.expanduser(asked)).absolute()
     runs = Path.cwd() / "runs"
     number = 1
     while (runs / f"{name}-{number:03d}").exists():

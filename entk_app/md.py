@@ -15,7 +15,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from entk_app.errors import EntkAppError
+from entk_app.errors import EntkAppError, Interrupted
 from entk_app.frames import FrameWriter
 from entk_app.settings import SimulateSettings
 
@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 #: keep together (see docs/decisions).
 _GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
 _SMALL_SYSTEM = 100
+
+#: Steps before the speed is known: a request to stop is looked for between pieces of about a second.
+_FIRST_PIECE = 100
+
+StopReason = Literal["stop_request", "walltime"]
 
 
 class PlatformError(EntkAppError):
@@ -95,7 +100,7 @@ def to_trajectory_precision(positions_nm: NDArray[np.floating]) -> NDArray[np.fl
 
 
 def create_context(
-    topology: Any, system: Any, settings: SimulateSettings, seed: int, cores: int
+    topology: Any, system: Any, settings: SimulateSettings, seed: int, cores: int, gpus: int = 0
 ) -> tuple[Any, str, str | None]:
     """An ``app.Simulation`` on the fastest platform present, its platform's name and its device.
 
@@ -107,6 +112,8 @@ def create_context(
         Of the Langevin noise.
     cores : int
         Threads on the CPU platform.
+    gpus : int
+        Devices that the task was given; without one ``auto`` takes no GPU platform.
 
     Raises
     ------
@@ -117,7 +124,7 @@ def create_context(
     order: tuple[str, ...]
     if settings.platform == "auto":
         on_cpu = ("Reference", "CPU") if system.getNumParticles() < _SMALL_SYSTEM else ("CPU", "Reference")
-        order = (*_GPU_PLATFORMS, *on_cpu)
+        order = (*_GPU_PLATFORMS, *on_cpu) if gpus else on_cpu
     else:
         order = (settings.platform,)
     reasons = []
@@ -161,7 +168,7 @@ def run_segment(
     names: tuple[str, str, str],
     platform: str,
     device: str | None,
-    should_stop: Callable[[], Literal["stop_request", "walltime"] | None] = lambda: None,
+    should_stop: Callable[[], StopReason | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
 ) -> SegmentResult:
     """Simulate one segment and write trajectory, log, frames and State into ``folder``.
@@ -182,7 +189,7 @@ def run_segment(
     names : (trajectory, log, state)
         File names.
     should_stop : callable
-        Asked after every frame; a reason ends the segment in order.
+        Asked about every second; a reason ends the segment in order, with its last whole frame.
     on_frame : callable
         Told of every frame: the writer, and ns a day so far.
 
@@ -190,6 +197,8 @@ def run_segment(
     ------
     openmm.OpenMMException
         The simulation blew up (NaN).
+    Interrupted
+        It was asked to stop before its first frame.
     """
     context, interval = simulation.context, round(settings.report_interval_ps * 1000.0 / settings.time_step_fs)
     if start.state_xml is not None:
@@ -226,8 +235,14 @@ def run_segment(
     )
     began = time.monotonic()
     ended_by: Literal["length", "clock", "stop_request", "walltime"] = "length"
+    whole, whole_step = first, first_step
     while n_frames is None or writer.n_frames < n_frames:
-        simulation.step(interval)
+        reason = _step_to_next_frame(simulation, interval, should_stop)
+        if reason is not None:
+            # Between two frames: the segment ends with the last whole one.
+            ended_by = reason
+            break
+        whole, whole_step = context.getState(positions=True, velocities=True, parameters=True), simulation.currentStep
         seconds = time.monotonic() - began
         on_frame(writer, writer.n_frames * settings.report_interval_ps * 1e-3 / max(seconds, 1e-9) * 86_400)
         if n_frames is None and seconds >= (settings.segment_minutes or 0.0) * 60.0:
@@ -238,12 +253,13 @@ def run_segment(
             ended_by = reason
             break
     seconds = time.monotonic() - began
+    if not writer.n_frames:
+        raise Interrupted(f"ended by {ended_by} before the first frame: there is nothing to keep")
     writer.flush()
-    last = context.getState(positions=True, velocities=True, parameters=True)
-    state_file.write_text(openmm.XmlSerializer.serialize(last), encoding="utf-8")
+    state_file.write_text(openmm.XmlSerializer.serialize(whole), encoding="utf-8")
     # The reporters close their files when they go.
     simulation.reporters.clear()
-    steps = simulation.currentStep - first_step
+    steps = whole_step - first_step
     return SegmentResult(
         n_frames=writer.n_frames,
         steps=steps,
@@ -258,3 +274,18 @@ def run_segment(
         min_rmsd_frame=writer.min_rmsd_frame,
         last_rmsd=writer.last_rmsd,
     )
+
+
+def _step_to_next_frame(
+    simulation: Any, interval: int, should_stop: Callable[[], StopReason | None]
+) -> StopReason | None:
+    """Step to the next report in pieces of about a second; a reason to stop ends it between two pieces."""
+    left, piece = interval, min(interval, _FIRST_PIECE)
+    while left:
+        began = time.monotonic()
+        simulation.step(min(piece, left))
+        left -= min(piece, left)
+        if left and (reason := should_stop()) is not None:
+            return reason
+        piece = max(_FIRST_PIECE, min(interval, int(piece / max(time.monotonic() - began, 1e-6))))
+    return None

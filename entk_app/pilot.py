@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -15,18 +16,22 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entk_app.campaign import Campaign
 from entk_app.errors import CampaignFailed, Interrupted
 from entk_app.layout import RunLayout
 from entk_app.resources import Resource
 from entk_app.settings import ResourceSettings
+
+if TYPE_CHECKING:
+    from entk_app.workflow import AdaptiveWorkflow
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +93,7 @@ def describe_resource(settings: ResourceSettings, resource: Resource) -> dict[st
     """EnTK's resource description: walltime in whole minutes, cores and GPUs of the pilot."""
     description: dict[str, Any] = {
         "resource": resource.label,
-        "walltime": max(1, round(settings.walltime_min)),
+        "walltime": math.ceil(settings.walltime_min),
         "cpus": resource.cores,
         "gpus": resource.gpus,
     }
@@ -117,18 +122,18 @@ def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
 
 
 def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path) -> None:
-    prepare_environment(layout, resource, prefix)
-    from radical import entk
-
-    from entk_app.entk_pauses import apply_pauses
-    from entk_app.workflow import AdaptiveWorkflow
-
-    apply_pauses()
     manager: Any = None
     workflow: AdaptiveWorkflow | None = None
     cause: BaseException | None = None
-    with _orderly_signals(layout) as interrupted:
+    with _Signals(layout) as signals:
         try:
+            prepare_environment(layout, resource, prefix)
+            from radical import entk
+
+            from entk_app.entk_pauses import apply_pauses
+            from entk_app.workflow import AdaptiveWorkflow
+
+            apply_pauses()
             manager = entk.AppManager(reattempts=1)
             manager.resource_desc = describe_resource(campaign.settings.resource, resource)
             workflow = AdaptiveWorkflow(campaign, layout, prefix / "bin" / Path(sys.executable).name)
@@ -138,25 +143,25 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
             # EnTK raises EnTKError for nearly everything, an interrupt included: what it was is told below.
             logger.debug("EnTK ended with %r", error, exc_info=True)
             cause = error
-        finally:
-            if cause is not None:
-                layout.stop_request.touch()
-            pilot_state = _pilot_state(manager)
-            end_processes(layout)
+        signals.only_note()
+        if cause is not None:
+            layout.stop_request.touch()
+        pilot_state = _pilot_state(manager)
+        end_processes(layout)
     if workflow is not None and workflow.error is not None:
         cause = workflow.error
+    interrupted = cause is not None and signals.received
     if pilot_state == "FAILED":
         # RADICAL-Pilot sends itself a SIGTERM when its pilot fails: that was not the user.
-        interrupted.clear()
+        interrupted = False
         cause = RuntimeError("the pilot failed to start or died")
     if interrupted:
-        campaign.end("interrupted", f"interrupted by {signal.Signals(interrupted[0]).name}")
+        campaign.end("interrupted", f"interrupted by {signals.received[0].name}")
         raise Interrupted("interrupted; what was finished is kept in the run folder")
     if cause is None and campaign.final_decision is None:
         cause = RuntimeError("EnTK ended the pipeline before the campaign was over")
     if cause is not None:
-        message = f"{type(cause).__name__}: {cause}"
-        campaign.end("failed", message)
+        campaign.end("failed", f"{type(cause).__name__}: {cause}")
     final = campaign.final_decision
     if final is not None and final.stop_reason == "failed":
         raise CampaignFailed(
@@ -219,31 +224,72 @@ def _pilot_state(manager: Any) -> str | None:
     return None if resource_manager is None else resource_manager.get_resource_allocation_state()
 
 
-@contextmanager
-def _orderly_signals(layout: RunLayout) -> Iterator[list[int]]:
-    """First SIGINT or SIGTERM: ask the tasks to end, interrupt the main thread. Second: end at once."""
-    received: list[int] = []
+class _Signals:
+    """First SIGINT, SIGTERM or SIGHUP: ask the tasks to end and interrupt the main thread. Second: end at once.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            end_processes(layout, grace_s=0.0)
+    A Ctrl-C reaches every process of the terminal's foreground group. SIGINT and SIGHUP are therefore blocked here,
+    which agent and tasks inherit; a thread of this process waits for them and interrupts the main thread, as SIGTERM
+    does.
+    """
+
+    _BLOCKED = (signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, layout: RunLayout) -> None:
+        self.received: list[signal.Signals] = []
+        self._layout = layout
+        self._closing = False
+        self._interrupting = False
+        self._over = threading.Event()
+
+    def __enter__(self) -> _Signals:
+        self._before = signal.signal(signal.SIGTERM, self._handle)
+        # A launcher under nohup ignores SIGHUP, and goes on doing so.
+        self._waited = {n for n in self._BLOCKED if signal.getsignal(n) != signal.SIG_IGN}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
+        self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        signal.signal(signal.SIGTERM, self._before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._waited)
+
+    def only_note(self) -> None:
+        """From now on the campaign is being closed anyway: a first signal changes nothing."""
+        self._closing = True
+
+    def _wait(self) -> None:
+        while not self._over.is_set():
+            caught = signal.sigtimedwait(self._waited, 0.2) if self._waited else None
+            if caught is not None and self._note(signal.Signals(caught.si_signo)):
+                # The handler of SIGTERM runs in the main thread and raises there.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            elif not self._waited:
+                self._over.wait(0.2)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupting or self._note(signal.Signals(number)):
+            self._interrupting = False
+            raise KeyboardInterrupt
+
+    def _note(self, number: signal.Signals) -> bool:
+        """Take a signal in; True where the main thread is to be interrupted."""
+        self.received.append(number)
+        self._layout.stop_request.touch()
+        if len(self.received) > 1:
+            end_processes(self._layout, grace_s=0.0)
             os._exit(130)
-        layout.stop_request.touch()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        self._interrupting = number != signal.SIGTERM and not self._closing
+        return not self._closing
 
 
 def end_processes(layout: RunLayout, grace_s: float = _GRACE_S) -> int:
     """End what is left of this campaign's pilot and tasks; returns how many had to be killed.
 
-    A process belongs to the campaign when its environment carries the run's ``RADICAL_BASE``.
+    A process belongs to the campaign when its environment's ``RADICAL_BASE`` lies in the run's ``radical`` folder,
+    which RADICAL-Pilot's agent and tasks inherit (with the pilot's sandbox below it).
     """
     for sandbox in layout.radical.glob("radical.pilot.sandbox/*/pilot.*"):
         # The bootstrapper watches for this file: it stops its agent even when no launcher is left to ask it.
@@ -266,7 +312,7 @@ def end_processes(layout: RunLayout, grace_s: float = _GRACE_S) -> int:
 
 
 def _find_processes(layout: RunLayout) -> list[int]:
-    mark = f"RADICAL_BASE={layout.radical}".encode()
+    mark = f"RADICAL_BASE={layout.radical}/".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -277,7 +323,7 @@ def _find_processes(layout: RunLayout) -> list[int]:
         except (OSError, IndexError):
             # Gone in the meantime, or another user's.
             continue
-        if mark in variables and state != "Z":
+        if state != "Z" and any((variable + b"/").startswith(mark) for variable in variables):
             found.append(int(entry.name))
     return found
 

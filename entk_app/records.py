@@ -132,6 +132,7 @@ class TrainTask(Record):
     latent_dim: int
     seed: int
     segments: tuple[SegmentKey, ...]
+    end_by_unix: float | None
     encode_all: bool
     cores: int
     gpus: int

@@ -35,6 +35,8 @@ class Resource:
         The file that it stands in.
     cores, gpus : int
         Of the whole pilot; cores count hardware threads.
+    node_cores : int
+        Of one node.
     """
 
     label: str
@@ -42,6 +44,7 @@ class Resource:
     source: Path
     cores: int
     gpus: int
+    node_cores: int
 
     @property
     def site(self) -> str:
@@ -101,14 +104,14 @@ def find_resource(settings: ResourceSettings, folders: list[Path] | None = None)
         gpus = count_gpus() if gpus is None else gpus
         entry = {**entry, "cores_per_node": cores, "gpus_per_node": gpus}
     else:
-        threads = int((entry.get("system_architecture") or {}).get("smt", 1) or 1)
-        cores = cores or int(entry.get("cores_per_node") or 0) * threads
+        cores = cores or int(entry.get("cores_per_node") or 0) * _count_threads(entry)
         gpus = int(entry.get("gpus_per_node") or 0) if gpus is None else gpus
     if not cores:
         raise SettingsError(
             f"resource.cores: {source.name} does not say how many cores '{settings.label}' has; give it"
         )
-    return Resource(settings.label, entry, source, cores, gpus)
+    node_cores = int(entry.get("cores_per_node") or 0) * _count_threads(entry) or cores
+    return Resource(settings.label, entry, source, cores, gpus, node_cores)
 
 
 def count_gpus() -> int:
@@ -121,6 +124,11 @@ def count_gpus() -> int:
         return 0
     listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=60, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _count_threads(entry: dict[str, Any]) -> int:
+    """Hardware threads a core that RADICAL-Pilot counts."""
+    return int((entry.get("system_architecture") or {}).get("smt", 1) or 1)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

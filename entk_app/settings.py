@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -58,12 +59,12 @@ class SystemSettings(_Group):
 class SimulateSettings(_Group):
     """Molecular dynamics: one task a slot and iteration runs one segment."""
 
-    segment_ns: float | None = Field(None, gt=0, description="length of a segment in simulated ns")
+    segment_ns: float | None = Field(None, gt=0, le=1e6, description="length of a segment in simulated ns")
     segment_minutes: float | None = Field(
         None, gt=0, le=10_000, description="or in minutes of wall clock (the paper's 5), whichever you prefer"
     )
-    report_interval_ps: float = Field(50.0, gt=0, description="a frame every so many ps")
-    time_step_fs: float = Field(2.0, gt=0, le=50, description="integration step")
+    report_interval_ps: float = Field(50.0, gt=0, le=1e6, description="a frame every so many ps")
+    time_step_fs: float = Field(2.0, ge=0.01, le=50, description="integration step")
     hydrogen_mass_amu: float | None = Field(
         None, ge=1.0, le=5.0, description="all-atom: mass repartitioned to hydrogens (4 allows 4 fs); null: as is"
     )
@@ -71,8 +72,10 @@ class SimulateSettings(_Group):
     friction_per_ps: float = Field(
         91.0, gt=0, le=1000, description="Langevin friction (91 is water's; 1 folds faster but is another kinetics)"
     )
-    cutoff_angstrom: float = Field(10.0, gt=0, description="all-atom: non-bonded cutoff, no periodic box")
-    contact_cutoff_angstrom: float = Field(8.0, gt=0, description="two CA atoms nearer than this are in contact")
+    cutoff_angstrom: float = Field(10.0, gt=0, le=1000, description="all-atom: non-bonded cutoff, no periodic box")
+    contact_cutoff_angstrom: float = Field(
+        8.0, gt=0, le=1000, description="two CA atoms nearer than this are in contact"
+    )
     minimise_tolerance_kj_per_mol_nm: float = Field(10.0, gt=0, description="L-BFGS tolerance of the first segment")
     minimise_max_iterations: int = Field(100, ge=0, description="L-BFGS iterations at most (0: until converged)")
     platform: Literal["auto", "CUDA", "HIP", "OpenCL", "CPU", "Reference"] = Field(
@@ -163,7 +166,7 @@ class ResourceSettings(_Group):
     )
     md_slots: int | None = Field(None, ge=1, description="simulations at a time once learning began; null: all slots")
     ml_slots: int | None = Field(None, ge=1, description="trainings at a time; null: all slots")
-    walltime_min: float = Field(60.0, gt=0, description="walltime of the pilot")
+    walltime_min: float = Field(60.0, gt=0, le=100_000, description="walltime of the pilot")
     queue: str | None = Field(None, description="batch queue")
     project: str | None = Field(None, description="project or account that is charged")
     access_schema: str | None = Field(None, description="schema of the resource file; null: its default")
@@ -321,8 +324,7 @@ def build_settings(
     if isinstance(system, dict):
         for key in ("pdb", "reference"):
             if isinstance(system.get(key), str) and system[key]:
-                path = Path(system[key]).expanduser()
-                system[key] = str((relative_to or Path.cwd()) / path)
+                system[key] = str((relative_to or Path.cwd()) / os.path.expanduser(system[key]))
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

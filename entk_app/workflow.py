@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -16,6 +17,7 @@ from entk_app.layout import RunLayout
 logger = logging.getLogger(__name__)
 
 #: Python threads of numerical libraries that a task would otherwise take from its neighbours.
+_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -68,7 +70,7 @@ class AdaptiveWorkflow:
         task.arguments = ["-m", "entk_app.tasks", spec.kind, str(layout.root), str(order)]
         task.sandbox = str(layout.task_sandbox(spec.name))
         task.pre_exec = build_pre_exec(settings.resource.pre_exec)
-        task.environment = build_environment(os.environ, spec.cores, layout.radical / "home")
+        task.environment = build_environment(os.environ, spec.cores, layout.radical / "home", spec.gpus)
         task.cpu_reqs = {
             "cpu_processes": 1,
             "cpu_process_type": None,
@@ -91,8 +93,8 @@ class AdaptiveWorkflow:
             following = self.campaign.advance()
             if following is not None:
                 self.pipeline.add_stages(self._build_stage(following))
-        except Exception as error:
-            # An exception here would kill EnTK's thread and hang run(): keep it, and let the pipeline end.
+        except BaseException as error:
+            # Anything raised here would kill EnTK's thread and hang run(): keep it, and let the pipeline end.
             logger.exception("the decision after stage %s failed", self.campaign.stage)
             self.error = error
 
@@ -104,7 +106,7 @@ def build_pre_exec(lines: tuple[str, ...]) -> list[str]:
     return [*lines, "unset PYTHONPATH", *python_path]
 
 
-def build_environment(environment: Mapping[str, str], cores: int, private: Path) -> dict[str, str]:
+def build_environment(environment: Mapping[str, str], cores: int, private: Path, gpus: int = 0) -> dict[str, str]:
     """Variables of a task.
 
     Parameters
@@ -115,12 +117,19 @@ def build_environment(environment: Mapping[str, str], cores: int, private: Path)
         Threads of numerical libraries.
     private : Path
         Folder for what Keras and matplotlib would write to the home.
+    gpus : int
+        Devices that RADICAL-Pilot will assign; a task without one sees none.
     """
     chosen = {name: str(cores) for name in _THREAD_VARIABLES}
     chosen["PYTHONUNBUFFERED"] = "1"
     chosen["KERAS_HOME"] = str(private / ".keras")
     chosen["MPLCONFIGDIR"] = str(private / "matplotlib")
     chosen["HDF5_USE_FILE_LOCKING"] = environment.get("HDF5_USE_FILE_LOCKING", "FALSE")
+    if not gpus:
+        chosen |= dict.fromkeys(_DEVICE_VARIABLES, "")
+    elif environment.get("CUDA_VISIBLE_DEVICES"):
+        # RADICAL-Pilot numbers devices from 0: the task looks up which of the launcher's it was given.
+        chosen["ENTK_APP_DEVICES"] = environment["CUDA_VISIBLE_DEVICES"]
     # The user's own home, not the one that the agent was given.
     if "ENTK_APP_HOME" in environment:
         chosen["HOME"] = environment["ENTK_APP_HOME"]
@@ -136,7 +145,7 @@ def _is_installed(parent: Path) -> bool:
     import importlib.metadata
 
     try:
-        text = importlib.metadata.distribution("entk-app").read_text("direct_url.json") or ""
+        text = importlib.metadata.distribution("entk-app").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         return False
-    return parent.as_uri() in text
+    return text is not None and json.loads(text).get("url") == parent.as_uri()

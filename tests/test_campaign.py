@@ -215,6 +215,31 @@ def test_learning_that_fails_again_and_again_ends_the_campaign(tmp_path, monkeyp
     assert "learning failed 2 times" in summary.message
 
 
+def test_trainings_that_begin_to_fail_end_the_campaign_though_old_models_are_there(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "train" and "iteration-0001" not in str(order))
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=9"))
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_iterations) == ("failed", 3)
+
+
+def test_a_closed_output_does_not_end_a_campaign(tmp_path):
+    def closed(decision):
+        raise SystemExit(1)  # what rich does on a broken pipe
+
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=1"))
+    campaign.on_decision = closed
+    assert run_campaign(campaign).stop_reason == "max_iterations"
+
+
+def test_two_campaigns_cannot_take_the_same_folder(tmp_path, monkeypatch):
+    layout = RunLayout(tmp_path / "run")
+    create_run_folder(layout, tiny_settings(), [])
+    # The other launcher looked before this one wrote.
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    with pytest.raises(RunFolderError, match="is taken"):
+        create_run_folder(layout, tiny_settings(), [])
+
+
 def test_a_run_folder_that_holds_something_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="not empty"):

@@ -125,6 +125,47 @@ def test_a_stop_request_ends_a_segment_in_order(villin, tmp_path):
     assert (tmp_path / "a" / "state.xml").exists()
 
 
+def test_a_stop_between_two_frames_ends_with_the_last_whole_one(villin, tmp_path):
+    import openmm
+
+    # 5,000 steps a frame: asked several times on the way to each.
+    settings = make_settings(report_interval_ps=100, segment_ns=1)
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return "stop_request" if (tmp_path / "a" / "log.csv").read_text().count("\n") >= 3 and len(asked) % 2 else None
+
+    result, _ = run(
+        villin, settings, tmp_path / "a", md.Start(positions=villin.native.positions), 50, should_stop=should_stop
+    )
+    state = openmm.XmlSerializer.deserialize((tmp_path / "a" / "state.xml").read_text())
+    assert result.ended_by == "stop_request"
+    assert result.steps == 5000 * result.n_frames == state.getStepCount()
+    columns = read_columns(tmp_path / "a" / "frames.h5")
+    assert columns["step"][-1] == result.steps
+
+
+def test_without_a_gpu_of_its_own_a_task_takes_no_gpu_platform(villin, monkeypatch):
+    import openmm
+
+    asked = []
+    real = openmm.Platform.getPlatformByName
+
+    def by_name(name):
+        asked.append(name)
+        return real("Reference")
+
+    monkeypatch.setattr(openmm.Platform, "getNumPlatforms", lambda: 1)
+    monkeypatch.setattr(
+        openmm.Platform, "getPlatform", lambda number: type("P", (), {"getName": lambda self: "CUDA"})()
+    )
+    monkeypatch.setattr(openmm.Platform, "getPlatformByName", by_name)
+    with pytest.raises(md.PlatformError):
+        md.create_context(villin.start.topology, villin.system, make_settings().simulate, 1, 1, gpus=0)
+    assert asked == []
+
+
 def test_a_platform_that_is_not_there_is_an_error(villin):
     settings = make_settings(platform="HIP")
     with pytest.raises(md.PlatformError, match="simulate.platform = 'HIP' cannot run here"):

@@ -15,10 +15,23 @@ import pytest
 from check_run import check_run
 from conftest import CHECKOUT, collect_logs, end_campaign_processes, run_command
 
-from entk_app.layout import RunLayout
-from entk_app.pilot import _find_processes
-
 pytestmark = [pytest.mark.pilot, pytest.mark.timeout(900)]
+
+
+def find_processes(run: Path) -> list[str]:
+    """Command lines of living processes that know one of the run's sessions, whoever started them."""
+    sessions = [path.name.encode() for path in run.rglob("re.session.*") if path.is_dir()]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            text = Path(f"/proc/{process.pid}/environ").read_bytes() + " ".join(process.cmdline()).encode()
+        except (OSError, psutil.Error):
+            continue
+        if any(session in text for session in sessions):
+            found.append(" ".join(process.cmdline()))
+    return found
 
 
 def read_summary(run: Path) -> dict:
@@ -97,7 +110,7 @@ def test_nothing_is_left_outside_the_run_folder(folded):
 
 
 def test_no_process_is_left(folded):
-    assert _find_processes(RunLayout(folded[0] / "villin")) == []
+    assert find_processes(folded[0] / "villin") == []
 
 
 def test_radicals_files_and_the_tasks_logs_lie_in_the_run_folder(folded):
@@ -158,14 +171,17 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path):
             assert process.poll() is None, "the campaign ended by itself\n" + collect_logs(tmp_path)
             assert time.monotonic() < deadline, "no simulation began\n" + collect_logs(tmp_path)
             time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        running = find_processes(run)
+        # As a terminal does: to every process of the group.
+        os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=90)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        leftovers = _find_processes(RunLayout(run))
+        leftovers = find_processes(run)
         end_campaign_processes(tmp_path)
+    assert any("entk_app.tasks simulate" in command for command in running)  # the search does find them
     assert process.returncode == 130, output
     assert leftovers == []
     summary = read_summary(run)

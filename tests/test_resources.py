@@ -59,10 +59,12 @@ def test_visible_devices_are_counted(monkeypatch, visible, expected):
     [
         ({}, 2, 0, (2, 2, 2), 1),
         ({"cores_per_simulation": 2}, 8, 0, (4, 4, 4), 2),
-        ({}, 96, 16, (16, 16, 16), 6),
+        ({"cores_per_simulation": 3}, 8, 0, (2, 2, 2), 3),
+        ({"cores_per_simulation": 2}, 96, 16, (16, 16, 4), 2),
+        ({}, 96, 16, (16, 16, 4), 6),
         ({"md_slots": 12, "ml_slots": 4}, 96, 16, (16, 12, 4), 6),
         ({"md_slots": 12, "ml_slots": 4}, 2, 0, (2, 2, 2), 1),  # a laptop: the stages share the slots in turn
-        ({"md_slots": 3}, 8, 0, (8, 3, 8), 1),
+        ({"md_slots": 3}, 8, 0, (8, 3, 4), 1),
     ],
 )
 def test_a_machine_is_divided_among_slots(asked, cores, gpus, slots, cores_a_slot):
@@ -70,6 +72,14 @@ def test_a_machine_is_divided_among_slots(asked, cores, gpus, slots, cores_a_slo
     assert (machine.slots.total, machine.slots.simulate, machine.slots.learn) == slots
     assert machine.cores_per_slot == cores_a_slot
     assert machine.gpus_per_task == (1 if gpus else 0)
+
+
+def test_trainings_share_the_cores_of_a_node():
+    settings = build_settings({"simulate": {"segment_ns": 1}})
+    assert divide_machine(settings, 64, 0).cores_per_training == 16  # four latent sizes
+    assert divide_machine(settings, 96, 16).cores_per_training == 6  # beside one GPU each
+    two_nodes = divide_machine(settings, 128, 0, node_cores=64)
+    assert (two_nodes.cores_per_training, two_nodes.cores_per_analysis) == (32, 64)
 
 
 def test_more_cores_a_simulation_than_there_are_is_refused():

@@ -65,6 +65,8 @@ def test_one_way_to_say_the_segment_length_clears_the_other():
         (["simulate.segment_ns=1", "simulate.segment_minutes=5", "simulate.segment_ns=1"], None),
         (["steering.window=20000"], ["steering.window = 20000", "steering.min_frames"]),
         (["simulate.temperature_k=.inf"], ["simulate.temperature_k", "finite"]),
+        (["simulate.report_interval_ps=1e306"], ["simulate.report_interval_ps", "less than or equal"]),
+        (["simulate.segment_ns=1e306"], ["simulate.segment_ns", "less than or equal"]),
         (["seed"], ["key=value"]),
         (["seed=[1"], ["not valid YAML"]),
         (["resource.label=localhost"], ["resource.label = 'localhost'"]),

@@ -253,6 +253,22 @@ def test_a_file_without_a_protein_is_refused(tmp_path, content, words):
         build(tmp_path, name="mine", model="all-atom", pdb=str(path))
 
 
+def test_a_missing_loop_is_refused(tmp_path):
+    def cut(line):
+        return None if line.startswith("ATOM") and 8 <= int(line[22:26]) <= 12 else line
+
+    with pytest.raises(StructureError, match=r"ALA 7 and ALA 13 of chain A .* Å apart"):
+        build(tmp_path, name="mine", model="all-atom", pdb=str(edit_pdb(tmp_path, cut)))
+
+
+def test_coordinates_that_are_no_numbers_are_refused(tmp_path):
+    path = edit_pdb(
+        tmp_path, lambda line: line[:30] + "     nan     nan     nan" + line[54:] if "CA  ALA" in line else line
+    )
+    with pytest.raises(StructureError, match="not numbers"):
+        build(tmp_path, name="mine", model="all-atom", pdb=str(path))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StructureError, match="nowhere.pdb"):
         build(tmp_path, name="mine", model="all-atom", pdb=str(tmp_path / "nowhere.pdb"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -48,12 +49,14 @@ def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in
 def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch):
     graph = workflow(radical_in)
 
-    def fail():
-        raise ValueError("the decision failed")
+    for error in (ValueError("the decision failed"), SystemExit(1)):
 
-    monkeypatch.setattr(graph.campaign, "advance", fail)
-    graph.pipeline.stages[0].post_exec()
-    assert str(graph.error) == "the decision failed"
+        def fail(error=error):
+            raise error
+
+        monkeypatch.setattr(graph.campaign, "advance", fail)
+        graph.pipeline.stages[0].post_exec()
+        assert graph.error is error
     assert len(graph.pipeline.stages) == 1
 
 
@@ -74,6 +77,27 @@ def test_the_environment_of_a_task(tmp_path):
     assert chosen["HOME"] == "/home/me"
     assert chosen["KERAS_HOME"].startswith(str(tmp_path))
     assert "PYTHONPATH" not in chosen
+
+
+def test_a_task_without_a_gpu_sees_none_and_one_with_a_gpu_knows_the_launchers(tmp_path):
+    alone = build_environment({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, tmp_path, gpus=0)
+    assert alone["CUDA_VISIBLE_DEVICES"] == alone["HIP_VISIBLE_DEVICES"] == ""
+    given = build_environment({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, tmp_path, gpus=1)
+    assert "CUDA_VISIBLE_DEVICES" not in given  # RADICAL-Pilot sets it
+    assert given["ENTK_APP_DEVICES"] == "2,3"
+
+
+@pytest.mark.parametrize(
+    ("own", "assigned", "expected"),
+    [("2,3", "1", "3"), ("GPU-a,GPU-b", "0", "GPU-a"), ("", "1", "1"), ("4,5", "0,1", "4,5")],
+)
+def test_device_numbers_become_the_launchers_own(monkeypatch, own, assigned, expected):
+    from entk_app.tasks.__main__ import _choose_device
+
+    monkeypatch.setenv("ENTK_APP_DEVICES", own)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
+    _choose_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
 def test_pre_exec_runs_the_users_lines_first_and_drops_the_agents_pythonpath():

@@ -16,15 +16,12 @@ class KnownSystem:
         One-letter residues, with ``ACE-`` and ``-NME`` where the chain is capped.
     native : str
         Where its native structure comes from.
-    rmsd_classes_angstrom : tuple of float
-        Upper limits of the folded, partially folded and unfolded classes, where the paper gives them.
     """
 
     name: str
     title: str
     sequence: str
     native: Literal["ideal-helix", "openmm-villin", "pdb-1fme"]
-    rmsd_classes_angstrom: tuple[float, ...] = ()
 
 
 CATALOGUE = {
@@ -35,7 +32,6 @@ CATALOGUE = {
             title="Fs-peptide, 21 residues; native: the ideal alpha helix",
             sequence="ACE-AAAAAAAARAAAARAAAARAA-NME",
             native="ideal-helix",
-            rmsd_classes_angstrom=(3.1, 4.6, 8.3),
         ),
         KnownSystem(
             name="villin",

@@ -20,6 +20,9 @@ from entk_app.systems.sequences import CAPS, IONS, WATERS, Sequence, parse_seque
 EXTENDED = (-120.0, 140.0)
 ALPHA_HELIX = (-57.0, -47.0)
 
+#: Neighbouring CA atoms are 3.8 Å apart in a trans and 2.9 Å in a cis peptide.
+_CA_STEP_ANGSTROM = (2.3, 4.8)
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -106,6 +109,8 @@ def read_protein(path: Path, what: str) -> Structure:
     except Exception as error:
         # OpenMM's reader raises whatever its parsing meets: to the user all of it is one thing, a bad file.
         raise StructureError(f"{what}: {path} is not a PDB file that can be read: {error}") from None
+    if not pdb.topology.getNumAtoms():
+        raise StructureError(f"{what}: {path} holds no atom")
     modeller = app.Modeller(pdb.topology, pdb.positions)
     dropped = [
         residue
@@ -129,7 +134,24 @@ def read_protein(path: Path, what: str) -> Structure:
         raise StructureError(
             f"{what}: {n_protein} protein residues in {path}, but {len(structure.ca_indices())} CA atoms"
         )
+    _check_chain(structure, what)
     return structure
+
+
+def _check_chain(structure: Structure, what: str) -> None:
+    """Refuse coordinates that are no numbers, and neighbours that cannot be bonded: a loop is missing between them."""
+    if not np.isfinite(structure.positions).all():
+        raise StructureError(f"{what}: {structure.source} holds coordinates that are not numbers")
+    atoms = list(structure.topology.atoms())
+    trace = structure.ca_indices()
+    for one, other in pairwise(trace):
+        left, right = atoms[one].residue, atoms[other].residue
+        apart = float(np.linalg.norm(structure.positions[one] - structure.positions[other]))
+        if left.chain == right.chain and not _CA_STEP_ANGSTROM[0] < apart < _CA_STEP_ANGSTROM[1]:
+            raise StructureError(
+                f"{what}: the CA atoms of {left.name} {left.id} and {right.name} {right.id} of chain {left.chain.id} "
+                f"in {structure.source} are {apart:.1f} Å apart: the chain is broken or its coordinates are wrong"
+            )
 
 
 def find_native(known: KnownSystem | None, reference: Path | None, cache: Path) -> Structure | None:
@@ -193,8 +215,8 @@ def _fetch(identifier: str, cache: Path) -> Path:
         return cached
     from MDAnalysis.fetch import from_PDB
 
-    cache.mkdir(parents=True, exist_ok=True)
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         return Path(str(from_PDB(identifier, cache_path=str(cache), file_format="pdb")))
     except Exception as error:
         # Whatever the download met, the way out is the same.

@@ -88,7 +88,12 @@ def choose_best(records: Sequence[ModelRecord]) -> ModelRef:
     """
     if not records:
         raise DataError("there is no trained model to analyse with")
-    best = min(records, key=lambda record: (record.held_out_reconstruction, record.latent_dim))
+    # Losses of another iteration are of other held-out frames.
+    newest = max(record.iteration for record in records)
+    best = min(
+        (record for record in records if record.iteration == newest),
+        key=lambda record: (record.held_out_reconstruction, record.latent_dim),
+    )
     return ModelRef(iteration=best.iteration, latent_dim=best.latent_dim)
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ def run(layout: RunLayout, order: Path) -> None:
     start = find_start(layout, task, loaded)
     noise_seed, velocity_seed = (int(s) for s in np.random.SeedSequence(task.seed).generate_state(2) >> 1)
     simulation, platform, device = md.create_context(
-        loaded.topology, loaded.system, settings.simulate, noise_seed, task.cores
+        loaded.topology, loaded.system, settings.simulate, noise_seed, task.cores, task.gpus
     )
     logger.info("%s on %s, device %s", paths.folder.name, platform, device)
     seconds_setup = time.time() - unix_start
@@ -65,7 +64,7 @@ def run(layout: RunLayout, order: Path) -> None:
             positions,
         )
 
-    def should_stop() -> Literal["stop_request", "walltime"] | None:
+    def should_stop() -> md.StopReason | None:
         if task.end_by_unix is not None and time.time() >= task.end_by_unix:
             return "walltime"
         return "stop_request" if layout.stop_request.exists() else None

@@ -39,7 +39,9 @@ def run(layout: RunLayout, order: Path) -> None:
         held_out_rows,
         settings,
         task.latent_dim,
-        should_stop=layout.stop_request.exists,
+        should_stop=lambda: (
+            layout.stop_request.exists() or (task.end_by_unix is not None and time.time() >= task.end_by_unix)
+        ),
     )
     seconds_train = time.time() - unix_start - seconds_load
     paths = layout.model(task.iteration, task.latent_dim)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import MDAnalysis
 import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
 
-from entk_app.errors import DataError
-from entk_app.frames import read_start_positions
+from entk_app.errors import DataError, Interrupted
+from entk_app.frames import read_columns, read_start_positions
 from entk_app.records import FrameRef, SegmentRecord, SimulateTask, read_record, write_record
 from entk_app.tasks import run_task, simulate
 
@@ -97,13 +100,32 @@ def test_a_task_that_fails_publishes_nothing(begun, monkeypatch):
     assert not begun.layout.segment(0, 1).folder.exists()
 
 
-def test_the_walltime_ends_a_segment_in_order(begun):
-    run_task("simulate", begun.layout.root, order(begun, 0, 1, end_by_unix=0.0))
-    record = read_record(SegmentRecord, begun.layout.segment(0, 1).record)
-    assert (record.n_frames, record.ended_by) == (1, "walltime")
+def run_until_told(tmp_path, **values):
+    """A segment far longer than a test, that something else must end."""
+    campaign = prepare(tmp_path / "run", tiny_settings("simulate.segment_ns=1000"), cores=1)
+    run_task("simulate", campaign.layout.root, order(campaign, 0, 0, **values))
+    record = read_record(SegmentRecord, campaign.layout.segment(0, 0).record)
+    frames = len(read_columns(campaign.layout.segment(0, 0).frames)["step"])
+    trajectory = MDAnalysis.Universe(
+        str(campaign.layout.topology), str(campaign.layout.segment(0, 0).trajectory)
+    ).trajectory
+    assert frames == record.n_frames == len(trajectory) > 0
+    assert record.steps == 200 * record.n_frames
+    return record
 
 
-def test_a_stop_request_ends_a_segment_in_order(begun):
+def test_the_walltime_ends_a_segment_in_order(tmp_path):
+    assert run_until_told(tmp_path, end_by_unix=time.time() + 2.0).ended_by == "walltime"
+
+
+def test_a_stop_request_ends_a_segment_in_order(tmp_path):
+    request = threading.Timer(2.0, (tmp_path / "run" / "stop.request").touch)
+    request.start()
+    assert run_until_told(tmp_path).ended_by == "stop_request"
+
+
+def test_asked_to_stop_before_its_first_frame_a_segment_publishes_nothing(begun):
     begun.layout.stop_request.touch()
-    run_task("simulate", begun.layout.root, order(begun, 0, 1))
-    assert read_record(SegmentRecord, begun.layout.segment(0, 1).record).ended_by == "stop_request"
+    with pytest.raises(Interrupted, match="before the first frame"):
+        run_task("simulate", begun.layout.root, order(begun, 0, 1))
+    assert not begun.layout.segment(0, 1).folder.exists()
