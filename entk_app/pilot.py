@@ -242,9 +242,10 @@ class _Signals:
         self._over = threading.Event()
 
     def __enter__(self) -> _Signals:
-        self._before = signal.signal(signal.SIGTERM, self._handle)
         # A launcher under nohup ignores SIGHUP, and goes on doing so.
         self._waited = {n for n in self._BLOCKED if signal.getsignal(n) != signal.SIG_IGN}
+        # A thread that a library started before cannot be made to block: the handler is there for what it gets.
+        self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, *self._waited)}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
         self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
         self._thread.start()
@@ -253,8 +254,9 @@ class _Signals:
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
-        signal.signal(signal.SIGTERM, self._before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._waited)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def only_note(self) -> None:
         """From now on the campaign is being closed anyway: a first signal changes nothing."""

@@ -1,4 +1,4 @@
-"""Real campaigns of RADICAL-EnTK on a local pilot, run as a user runs them. Slow, few, each with a hard time limit."""
+"""The pilot's parts that need no pilot: its description, its environment, and the processes that belong to a run."""
 
 from __future__ import annotations
 
@@ -7,185 +7,146 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from check_run import check_run
-from conftest import CHECKOUT, collect_logs, end_campaign_processes, run_command
 
-pytestmark = [pytest.mark.pilot, pytest.mark.timeout(900)]
-
-
-def find_processes(run: Path) -> list[str]:
-    """Command lines of living processes that know one of the run's sessions, whoever started them."""
-    sessions = [path.name.encode() for path in run.rglob("re.session.*") if path.is_dir()]
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            text = Path(f"/proc/{process.pid}/environ").read_bytes() + " ".join(process.cmdline()).encode()
-        except (OSError, psutil.Error):
-            continue
-        if any(session in text for session in sessions):
-            found.append(" ".join(process.cmdline()))
-    return found
+from entk_app import pilot
+from entk_app.layout import RunLayout
+from entk_app.resources import find_resource
+from entk_app.settings import ResourceSettings
 
 
-def read_summary(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def folded(tmp_path_factory):
-    """The default campaign, calpha villin until it folds, in a folder with a space, with a home of its own."""
-    folder = tmp_path_factory.mktemp("folded") / "my runs"
-    home = folder.parent / "home"
-    folder.mkdir()
-    home.mkdir()
-    launcher_cpu: list[float] = []
-    finished = run_and_watch(["--run-dir", "villin", "--seed", "3"], folder, home, launcher_cpu)
-    return folder, home, finished, launcher_cpu
-
-
-def run_and_watch(arguments, cwd, home, launcher_cpu, timeout_s=600):
-    """Run the command and note the share of a core that the launching process takes while tasks run."""
-    process = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "app.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, "HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+def sleeper(base: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(120)"], env={**os.environ, "RADICAL_BASE": str(base)}
     )
-    watched, run = psutil.Process(process.pid), cwd / "villin"
-    began, earlier = time.monotonic(), None
-    while process.poll() is None:
-        if time.monotonic() - began > timeout_s:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            logs = collect_logs(cwd)
-            end_campaign_processes(cwd)
-            pytest.fail(f"no end after {timeout_s} s\n{logs}")
-        try:
-            times = watched.cpu_times()
-        except psutil.NoSuchProcess:
-            break
-        now = (time.monotonic(), times.user + times.system)
-        # Trainings are the longest stage: the launcher has nothing to do but wait.
-        training = any(run.glob("models/iteration-*/*.task.json")) and not any(run.glob("analysis/*.task.json"))
-        if training and earlier is not None and not launcher_cpu:
-            if now[0] - earlier[0] > 8.0:
-                launcher_cpu.append((now[1] - earlier[1]) / (now[0] - earlier[0]))
-        elif training and earlier is None:
-            earlier = now
-        time.sleep(0.25)
-    output = process.communicate()[0]
-    return subprocess.CompletedProcess(arguments, process.returncode, output, "")
 
 
-def test_the_default_campaign_folds_villin_with_restarts_from_outliers(folded):
-    folder, _, finished, _ = folded
-    assert finished.returncode == 0, finished.stdout + collect_logs(folder)
-    summary = read_summary(folder / "villin")
-    assert summary["stop_reason"] == "target_rmsd"
-    assert summary["min_rmsd_angstrom"] <= 2.0
-    assert summary["n_restarts"] >= 1
-    assert summary["n_failed_tasks"] == 0
-
-
-def test_mdanalysis_confirms_every_trajectory_and_restart(folded):
-    counts = check_run(folded[0] / "villin")
-    assert counts["segments"] >= 4
-    assert counts["restarts"] >= 1
-
-
-def test_nothing_is_left_outside_the_run_folder(folded):
-    folder, home, _, _ = folded
-    assert [path.name for path in folder.iterdir()] == ["villin"]
-    assert list(home.iterdir()) == []
-
-
-def test_no_process_is_left(folded):
-    assert find_processes(folded[0] / "villin") == []
-
-
-def test_radicals_files_and_the_tasks_logs_lie_in_the_run_folder(folded):
-    run = folded[0] / "villin"
-    assert list((run / "radical").glob("re.session.*/*.prof"))
-    assert list((run / "radical").glob("radical.pilot.sandbox/*/pilot.0000"))
-    assert list((run / "logs" / "tasks").glob("simulate.*/*.err"))
-
-
-def test_the_launcher_uses_little_cpu_while_tasks_run(folded):
-    # Stock EnTK takes a third to a whole core here. Not a speed: the share is the same on a slow machine.
-    assert folded[3], "no training stage was long enough to measure"
-    assert folded[3][0] < 0.10
-
-
-def test_what_is_printed_off_a_terminal_is_plain_and_short(folded):
-    lines = folded[2].stdout.splitlines()
-    assert not any("\x1b" in line for line in lines)
-    assert lines[0].startswith("entk-app ")
-    assert any("stop: folded" in line for line in lines)
-    assert len(lines) < 60
-
-
-def test_all_atom_fs_peptide_runs_two_iterations_of_a_few_ps(tmp_path):
-    # 500 K and a wide contact cutoff: in so few ps the maps must differ for outliers to exist.
-    finished = run_command(
-        ["--preset", "fs-peptide-quick", "--run-dir", "fs", "--seed", "5",
-         "--set", "simulate.segment_ns=0.008", "--set", "simulate.report_interval_ps=0.1",
-         "--set", "steering.min_frames=80", "--set", "steering.window=40", "--set", "simulate.temperature_k=500",
-         "--set", "train.epochs=4", "--set", "simulate.contact_cutoff_angstrom=10", "--set", "resource.cores=2"],
-        tmp_path, timeout_s=600,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout + collect_logs(tmp_path)
-    run = tmp_path / "fs"
-    summary = read_summary(run)
-    assert (summary["stop_reason"], summary["n_iterations"], summary["n_failed_tasks"]) == ("max_iterations", 2, 0)
-    assert summary["n_restarts"] >= 1
-    for iteration in (1, 2):
-        for latent_dim in (3, 4, 5, 6):
-            folder = run / "models" / f"iteration-{iteration:04d}" / f"latent-{latent_dim}"
-            assert {"encoder.keras", "decoder.keras", "history.csv", "model.json"} <= {p.name for p in folder.iterdir()}
-    assert check_run(run)["restarts"] >= 1
-
-
-def test_an_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "app.py"), "--run-dir", "run", "--set", "simulate.segment_ns=50"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    run = tmp_path / "run"
+@pytest.mark.parametrize(
+    ("base", "belongs"),
+    [("run/radical", True), ("run/radical/radical.pilot.sandbox", True), ("run/radical2", False), ("run", False)],
+)
+def test_processes_of_a_run_are_known_by_their_radical_base(tmp_path, base, belongs):
+    layout = RunLayout(tmp_path / "run")
+    process = sleeper(tmp_path / base)
     try:
-        deadline = time.monotonic() + 180
-        while not list(run.glob("simulations/*/segment-0000.partial/progress.json")):
-            assert process.poll() is None, "the campaign ended by itself\n" + collect_logs(tmp_path)
-            assert time.monotonic() < deadline, "no simulation began\n" + collect_logs(tmp_path)
-            time.sleep(0.5)
-        running = find_processes(run)
-        # As a terminal does: to every process of the group.
-        os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=90)
+        time.sleep(0.3)
+        assert (process.pid in pilot._find_processes(layout)) == belongs
+        killed = pilot.end_processes(layout, grace_s=0.0)
+        assert (killed, process.poll() is not None) == ((1, True) if belongs else (0, False))
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        leftovers = find_processes(run)
-        end_campaign_processes(tmp_path)
-    assert any("entk_app.tasks simulate" in command for command in running)  # the search does find them
-    assert process.returncode == 130, output
-    assert leftovers == []
-    summary = read_summary(run)
-    assert summary["stop_reason"] == "interrupted"
-    # The tasks saved what they had: shorter segments, whole all the same.
-    assert summary["n_frames"] > 0
-    check_run(run)
+        process.kill()
+        process.wait()
+
+
+def test_what_ends_by_itself_in_time_is_not_killed(tmp_path):
+    layout = RunLayout(tmp_path / "run")
+    process = sleeper(layout.radical)
+    threading.Timer(0.7, process.terminate).start()
+    reaper = threading.Thread(target=process.wait)
+    reaper.start()
+    assert pilot.end_processes(layout, grace_s=20.0) == 0
+    reaper.join()
+
+
+def test_the_resource_description_is_entks():
+    settings = ResourceSettings(cores=4, gpus=1, walltime_min=2.5, queue="short", project="abc")
+    assert pilot.describe_resource(settings, find_resource(settings)) == {
+        "resource": "local.localhost", "walltime": 3, "cpus": 4, "gpus": 1, "queue": "short", "project": "abc",
+    }  # fmt: skip
+
+
+def test_the_environment_points_into_the_run_folder(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    own = home / ".radical" / "pilot" / "configs"
+    own.mkdir(parents=True)
+    (own / "resource_mine.json").write_text("{}")
+    for name in list(os.environ):
+        if name.startswith(("RADICAL", "ENTK_APP")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PATH", f"/usr/bin:{tmp_path}/with space/bin")
+    for name in ("PWD", "TMPDIR", "VIRTUAL_ENV"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    layout = RunLayout(tmp_path / "run")
+    try:
+        pilot.prepare_environment(layout, find_resource(ResourceSettings(cores=3)), Path(sys.prefix))
+        after = dict(os.environ)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    for name in ("RADICAL_BASE", "RADICAL_CONFIG_USER_DIR", "TMPDIR", "HOME", "PWD"):
+        assert after[name].startswith(str(layout.radical)), name
+    assert after["ENTK_APP_HOME"] == str(home)
+    assert after["PATH"].split(":") == [str(Path(sys.prefix) / "bin"), "/usr/bin"]
+    configs = layout.radical / ".radical" / "pilot" / "configs"
+    assert json.loads((configs / "resource_local.json").read_text())["localhost"]["cores_per_node"] == 3
+    assert (configs / "resource_mine.json").exists()
+
+
+@pytest.mark.parametrize("name", ["run", "my run", "it's", 'a "b"', "$HOME", "a;b"])
+def test_radical_sees_no_path_that_its_scripts_cannot_take(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layout = RunLayout(tmp_path / name)
+    layout.root.mkdir()
+    with pilot._shell_safe(layout) as (safe, prefix):
+        assert pilot._is_shell_safe(safe.root)
+        assert pilot._is_shell_safe(safe.radical)
+        assert pilot._is_shell_safe(prefix)
+        safe.radical.mkdir(exist_ok=True)
+        (safe.radical / "session").write_text("log")
+        (safe.root / "summary.json").write_text("{}")
+    assert (layout.radical / "session").read_text() == "log"
+    assert (layout.root / "summary.json").exists()
+    assert not safe.root.exists() or safe == layout
+
+
+def test_an_environment_in_a_folder_with_a_space_works_by_links(tmp_path):
+    prefix, link = tmp_path / "my environment", tmp_path / "link"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(prefix)], check=True)
+    script = prefix / "bin" / "radical-pilot-thing"
+    script.write_text(f"#!{prefix}/bin/python\nimport sys\nprint(sys.prefix)\n")
+    script.chmod(0o755)
+    pilot._link_environment(prefix, link)
+    finished = subprocess.run([link / "bin" / "radical-pilot-thing"], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == str(link)
+    assert str(prefix) not in (link / "bin" / "activate").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_the_tasks_to_end_and_interrupts_the_main_thread(tmp_path, number):
+    layout = RunLayout(tmp_path)
+    signals = pilot._Signals(layout)
+    with pytest.raises(KeyboardInterrupt), signals:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+    assert signals.received == [number]
+    assert layout.stop_request.exists()
+
+
+def test_while_the_campaign_is_closed_a_first_signal_is_only_noted(tmp_path):
+    signals = pilot._Signals(RunLayout(tmp_path))
+    with signals:
+        signals.only_note()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.6)
+    assert signals.received == [signal.SIGINT]
+
+
+def test_children_do_not_get_the_terminals_interrupt(tmp_path):
+    with pilot._Signals(RunLayout(tmp_path)):
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(30)"], stdout=-1
+        )
+        assert child.stdout.readline() == b"up\n"
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert child.poll() is None
+        child.kill()
+        child.wait()
+        child.stdout.close()
