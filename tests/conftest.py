@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,39 +47,6 @@ def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     campaign = prepare(tmp_path_factory.mktemp("tiny") / "run", tiny_settings(), cores=3)
     run_campaign(campaign)
     return campaign
-
-
-def run_command(
-    arguments: list[str], cwd: Path, timeout_s: float, home: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line in its own process group; on a hang show the logs and fail."""
-    environment = dict(os.environ)
-    if home is not None:
-        environment["HOME"] = str(home)
-    process = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "app.py"), *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        end_campaign_processes(cwd)
-        pytest.fail(f"no end after {timeout_s} s\n{output}\n{collect_logs(cwd)}")
-    return subprocess.CompletedProcess(process.args, process.returncode, output, "")
-
-
-def end_campaign_processes(folder: Path) -> None:
-    from entk_app.pilot import end_processes
-
-    for settings in folder.rglob("settings.yaml"):
-        end_processes(RunLayout(settings.parent), grace_s=2.0)
 
 
 def collect_logs(folder: Path, n_lines: int = 15) -> str:

@@ -329,7 +329,7 @@ def test_a_fetched_structure_is_kept_and_read_from_the_cache(tmp_path, monkeypat
     import MDAnalysis.fetch
 
     def fetch(identifier, cache_path, **kwargs):
-        target = Path(cache_path) / "1fme.pdb"
+        target = Path(cache_path) / "1FME.pdb"
         target.write_bytes(BBA_REFERENCE.read_bytes())
         return target
 

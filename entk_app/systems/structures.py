@@ -210,12 +210,12 @@ def only_ca(structure: Structure) -> Structure:
 
 
 def _fetch(identifier: str, cache: Path) -> Path:
-    cached = cache / f"{identifier.lower()}.pdb"
+    cached = cache / f"{identifier}.pdb"
     if cached.exists():
         return cached
-    from MDAnalysis.fetch import from_PDB
-
     try:
+        from MDAnalysis.fetch import from_PDB
+
         cache.mkdir(parents=True, exist_ok=True)
         return Path(str(from_PDB(identifier, cache_path=str(cache), file_format="pdb")))
     except Exception as error:
