@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -60,9 +61,18 @@ def end_everything(process: subprocess.Popen, cwd: Path) -> None:
     process.wait()
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What a command came to, and the processes that outlived it."""
+
+    returncode: int
+    stdout: str
+    left: dict[int, str]
+
+
 def run_to_end(
-    arguments: list[str], cwd: Path, home: Path | None = None, timeout_s: float = 600, watch=lambda pid: None
-):
+    arguments: list[str], cwd: Path, home: Path | None = None, timeout_s: float = 600, watch=None
+) -> Finished:
     """Run the command to its end; a hang fails with the pilot's logs shown."""
     process = start(arguments, cwd, home)
     deadline = time.monotonic() + timeout_s
@@ -70,9 +80,10 @@ def run_to_end(
         while process.poll() is None:
             if time.monotonic() > deadline:
                 pytest.fail(f"no end after {timeout_s} s\n{collect_logs(cwd)}")
-            watch(process.pid)
+            if watch is not None:
+                watch(process.pid)
             time.sleep(0.25)
-        return subprocess.CompletedProcess(arguments, process.returncode, process.stdout.read(), "")
+        return Finished(process.returncode, process.stdout.read(), find_processes(cwd))
     finally:
         end_everything(process, cwd)
         process.stdout.close()
@@ -137,6 +148,10 @@ def test_nothing_is_left_outside_the_run_folder(folded):
     folder, home, _, _ = folded
     assert [path.name for path in folder.iterdir()] == ["villin"]
     assert list(home.iterdir()) == []
+
+
+def test_no_process_is_left(folded):
+    assert folded[2].left == {}
 
 
 def test_radicals_files_and_the_tasks_logs_lie_in_the_run_folder(folded):

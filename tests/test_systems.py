@@ -314,26 +314,26 @@ def test_names_and_sequences_that_cannot_be_built(tmp_path, system, words):
 
 
 def test_a_structure_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
-    import MDAnalysis.fetch
+    fetch_module = pytest.importorskip("MDAnalysis.fetch", reason="MDAnalysis fetches from version 2.11 on")
 
     def refuse(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(MDAnalysis.fetch, "from_PDB", refuse)
+    monkeypatch.setattr(fetch_module, "from_PDB", refuse)
     with pytest.raises(StructureError, match="--reference FILE"):
         build(tmp_path / "empty", name="bba", model="calpha")
 
 
 @needs_bba
 def test_a_fetched_structure_is_kept_and_read_from_the_cache(tmp_path, monkeypatch):
-    import MDAnalysis.fetch
+    fetch_module = pytest.importorskip("MDAnalysis.fetch", reason="MDAnalysis fetches from version 2.11 on")
 
     def fetch(identifier, cache_path, **kwargs):
         target = Path(cache_path) / "1FME.pdb"
         target.write_bytes(BBA_REFERENCE.read_bytes())
         return target
 
-    monkeypatch.setattr(MDAnalysis.fetch, "from_PDB", fetch)
+    monkeypatch.setattr(fetch_module, "from_PDB", fetch)
     assert build(tmp_path / "cache", name="bba", model="calpha").record.n_residues == 28
-    monkeypatch.setattr(MDAnalysis.fetch, "from_PDB", None)
+    monkeypatch.setattr(fetch_module, "from_PDB", None)
     assert build(tmp_path / "cache", name="bba", model="calpha").record.n_residues == 28
