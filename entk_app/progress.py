@@ -77,9 +77,10 @@ class Progress:
             if running.min_rmsd_angstrom is not None:
                 lowest = min(lowest or running.min_rmsd_angstrom, running.min_rmsd_angstrom)
         rmsd = "" if lowest is None else f" · lowest RMSD {lowest:.2f} Å"
+        # Within 80 columns.
         return Text(
-            f"{_clock(time.monotonic() - self._began)} iteration {shot.iteration} · {shot.stage} · "
-            f"{n_frames} frames{rmsd} · {shot.n_alive} simulations, {shot.n_purged} purged, {shot.n_restarts} restarts"
+            f"{_clock(time.monotonic() - self._began)} iteration {shot.iteration} {shot.stage} · {n_frames} frames{rmsd} · "
+            f"{shot.n_alive} alive, {shot.n_purged} purged"
         )
 
     def _running(self) -> list[SegmentProgress]:

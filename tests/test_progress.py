@@ -34,8 +34,9 @@ def test_on_a_terminal_the_line_counts_running_segments(tmp_path):
             SegmentProgress(simulation=simulation, segment=0, n_frames=20, min_rmsd_angstrom=rmsd, ns_per_day=1.0),
         )
     line = progress._line().plain
-    for words in ("iteration 1", "simulate", "40 frames", "lowest RMSD 6.25 Å", "2 simulations", "0 purged"):
+    for words in ("iteration 1", "simulate", "40 frames", "lowest RMSD 6.25 Å", "2 alive", "0 purged"):
         assert words in line
+    assert len(line) <= 80
 
 
 def test_the_clock():
