@@ -79,8 +79,8 @@ class Progress:
         rmsd = "" if lowest is None else f" · lowest RMSD {lowest:.2f} Å"
         # Within 80 columns.
         return Text(
-            f"{_clock(time.monotonic() - self._began)} iteration {shot.iteration} {shot.stage} · {n_frames} frames{rmsd} · "
-            f"{shot.n_alive} alive, {shot.n_purged} purged"
+            f"{_clock(time.monotonic() - self._began)} iteration {shot.iteration} {shot.stage} · {n_frames} frames"
+            f"{rmsd} · {shot.n_alive} alive, {shot.n_purged} purged"
         )
 
     def _running(self) -> list[SegmentProgress]:
