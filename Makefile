@@ -25,7 +25,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	"Python 3.10, 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + ": give it with make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(INSTALLED)
 
 clean:

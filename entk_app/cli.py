@@ -60,8 +60,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--preset", metavar="NAME", help=f"settings by name (default {DEFAULT_PRESET}); see entk-app presets"
     )
-    given.add_argument("--config", metavar="FILE", type=Path, help="settings from a YAML file; see entk-app template")
-    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run folder (default runs/<preset>-<number>)")
+    given.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="YAML file of settings, over the defaults; see entk-app template",
+    )
+    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run folder (default runs/<preset or config>-001)")
     parser.add_argument("--seed", metavar="N", help="all random numbers follow from it")
     parser.add_argument("--reference", metavar="FILE", type=Path, help="native structure, a PDB file")
     parser.add_argument(
@@ -141,11 +146,14 @@ def _run_campaign(options: argparse.Namespace) -> int:
     # Heavy imports only now, when the settings are known to be good.
     from entk_app.campaign import Campaign, create_run_folder, divide_machine
     from entk_app.layout import RunLayout
-    from entk_app.resources import find_resource
+    from entk_app.md import check_platform
+    from entk_app.resources import LOCAL, find_resource
     from entk_app.systems import build_system, write_system
 
     _configure_logging(options.verbose)
     resource = find_resource(settings.resource)
+    if resource.label == LOCAL:
+        check_platform(settings.simulate.platform)
     machine = divide_machine(settings, resource.cores, resource.gpus, resource.node_cores)
     root = _choose_run_folder(options.run_dir, name)
     layout = RunLayout(root)
@@ -166,7 +174,33 @@ def _run_campaign(options: argparse.Namespace) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    for note in _notes(settings, resource, record.has_native, slots):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     return _drive(campaign, resource, console)
+
+
+def _notes(settings: Any, resource: Any, has_native: bool, slots: Any) -> list[str]:
+    """What the user may not expect of a campaign that runs all the same."""
+    from entk_app.resources import LOCAL, count_gpus
+
+    notes = []
+    if not has_native:
+        notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
+    asked = settings.resource
+    if (asked.md_slots or 0) > slots.simulate:
+        notes.append(
+            f"resource.md_slots = {asked.md_slots}: there are {slots.total} slots, which all stages share in turn"
+        )
+    if resource.label != LOCAL:
+        notes.append(f"{resource.label}: this version has been run on {LOCAL} only")
+        return notes
+    cores, gpus = len(os.sched_getaffinity(0)), count_gpus()
+    if resource.cores > cores or resource.gpus > gpus:
+        notes.append(
+            f"{resource.cores} cores and {resource.gpus} GPUs are asked for, this machine has {cores} and {gpus}: "
+            "tasks will share them"
+        )
+    return notes
 
 
 def _drive(campaign: Any, resource: Any, console: Any) -> int:

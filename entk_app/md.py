@@ -35,6 +35,8 @@ StopReason = Literal["stop_request", "walltime"]
 class PlatformError(EntkAppError):
     """No OpenMM platform that was asked for can make a context here."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Start:
@@ -97,6 +99,18 @@ class FrameReporter:
 def to_trajectory_precision(positions_nm: NDArray[np.floating]) -> NDArray[np.float64]:
     """Positions in ångström as a DCD file will hold them, so that what is computed now can be recomputed from it."""
     return (10.0 * np.asarray(positions_nm, dtype=np.float64)).astype(np.float32).astype(np.float64)
+
+
+def check_platform(name: str) -> None:
+    """Refuse a platform that this machine's OpenMM does not have.
+
+    Raises
+    ------
+    PlatformError
+    """
+    present = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    if name != "auto" and name not in present:
+        raise PlatformError(f"simulate.platform = '{name}': OpenMM has {', '.join(present)} here, or auto")
 
 
 def create_context(

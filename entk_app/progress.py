@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from entk_app.campaign import Campaign
+from entk_app.campaign import Campaign, StageSpec, TaskSpec
 from entk_app.errors import RecordError
-from entk_app.records import Decision, SegmentProgress, read_record
+from entk_app.layout import SegmentPaths
+from entk_app.records import Decision, SegmentProgress, SegmentRecord, read_record
 
 #: Redraws a second: each reads one small file a running simulation.
 _REDRAWS_S = 1.0
@@ -33,6 +35,7 @@ class Progress:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
+        self._pilot_is_up = False
 
     def __enter__(self) -> Progress:
         self._campaign.on_decision = self.show_decision
@@ -68,34 +71,49 @@ class Progress:
                 self._live.update(self._line(), refresh=True)
 
     def _line(self) -> Text:
-        if not self._campaign.decisions:
-            return Text(f"{_clock(time.monotonic() - self._began)} starting the pilot")
+        clock = _clock(time.monotonic() - self._began)
+        stage = self._campaign.stage
+        if stage is None:
+            return Text(f"{clock} {'closing' if self._campaign.decisions else 'starting'} the pilot")
+        self._pilot_is_up = self._pilot_is_up or any(_has_begun(task) for task in stage.tasks)
+        if not self._pilot_is_up:
+            return Text(f"{clock} starting the pilot")
         shot = self._campaign.snapshot()
         n_frames, lowest = shot.n_frames, shot.min_rmsd_angstrom
-        for running in self._running():
+        for running in self._running(stage):
             n_frames += running.n_frames
             if running.min_rmsd_angstrom is not None:
                 lowest = min(lowest or running.min_rmsd_angstrom, running.min_rmsd_angstrom)
         rmsd = "" if lowest is None else f" · lowest RMSD {lowest:.2f} Å"
         # Within 80 columns.
         return Text(
-            f"{_clock(time.monotonic() - self._began)} iteration {shot.iteration} {shot.stage} · {n_frames} frames"
-            f"{rmsd} · {shot.n_alive} alive, {shot.n_purged} purged"
+            f"{clock} iteration {shot.iteration} {shot.stage} · {n_frames} frames{rmsd} · "
+            f"{shot.n_alive} alive, {shot.n_purged} purged"
         )
 
-    def _running(self) -> list[SegmentProgress]:
-        stage = self._campaign.stage
-        if stage is None or stage.kind != "simulate":
-            return []
-        found = []
-        for task in stage.tasks:
-            folder = task.order.with_name(task.order.name.removesuffix(".task.json") + ".partial")
+    def _running(self, stage: StageSpec) -> list[SegmentProgress | SegmentRecord]:
+        """The segments of a simulate stage, those that are whole already included."""
+        found: list[SegmentProgress | SegmentRecord] = []
+        for task in stage.tasks if stage.kind == "simulate" else ():
+            paths = SegmentPaths(_output(task))
             try:
-                found.append(read_record(SegmentProgress, folder / "progress.json"))
+                if paths.folder.exists():
+                    found.append(read_record(SegmentRecord, paths.record))
+                else:
+                    found.append(read_record(SegmentProgress, paths.in_work().progress))
             except RecordError:
-                # Not begun, or finished since: its frames are counted when it is whole.
+                # Not begun, or published between the two looks: the next redraw sees it.
                 continue
         return found
+
+
+def _output(task: TaskSpec) -> Path:
+    return task.order.with_name(task.order.name.removesuffix(".task.json"))
+
+
+def _has_begun(task: TaskSpec) -> bool:
+    output = _output(task)
+    return output.exists() or output.with_name(output.name + ".partial").exists()
 
 
 def _clock(seconds: float) -> str:

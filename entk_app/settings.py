@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from entk_app.errors import SettingsError
 
 #: Pairs of keys of which a campaign has exactly one: giving one clears a default of the other.
-ALTERNATIVES = (("simulate.segment_ns", "simulate.segment_minutes"), ("system.pdb", "system.sequence"))
+ALTERNATIVES = (("simulate.segment_ns", "simulate.segment_minutes"),)
 
 
 class _Group(BaseModel):
@@ -196,7 +196,10 @@ class Settings(_Group):
         sim = self.simulate
         if (sim.segment_ns is None) == (sim.segment_minutes is None):
             given = "both are" if sim.segment_ns is not None else "neither is"
-            raise ValueError(f"simulate.segment_ns or simulate.segment_minutes: give exactly one ({given} set)")
+            raise ValueError(
+                "simulate.segment_ns or simulate.segment_minutes: give exactly one "
+                f"({given} set; entk-app template PRESET shows all settings)"
+            )
         steps = sim.report_interval_ps * 1000.0 / sim.time_step_fs
         if abs(steps - round(steps)) > 1e-6 * steps or round(steps) < 1:
             raise ValueError(
@@ -361,7 +364,7 @@ def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise SettingsError(f"{where} is not valid YAML: {reason}") from None
 
 
@@ -396,13 +399,26 @@ def suggest(word: str, words: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+#: What pydantic says in its own words.
+_PLAINER = {
+    "string_pattern_mismatch": "letters, digits, dots and dashes only (a resource label is <site>.<key>)",
+    "tuple_type": "give a list, such as [3, 4]",
+    "model_type": "this is a group of settings: give its keys below it",
+    "model_attributes_type": "this is a group of settings: give its keys below it",
+    "invalid_key": "keys must be words",
+    "int_type": "give a whole number",
+    "float_type": "give a number",
+    "string_type": "give text",
+}
+
+
 def _explain(item: Any) -> str:
     parts = [str(part) for part in item["loc"]]
     # A union's branch name is pydantic's business, not the user's.
     key = ".".join(p for p in parts if p not in ("int", "float", "str") and not p.startswith("literal["))
     if item["type"] == "extra_forbidden":
-        return f"{key}: there is no such setting{suggest(key, known_keys())}"
-    message = item["msg"].removeprefix("Value error, ")
+        return f"{key}: there is no such setting{suggest(key, [*Settings.model_fields, *known_keys()])}"
+    message = _PLAINER.get(item["type"], item["msg"].removeprefix("Value error, "))
     if not key:
         return message
     shown = item["input"]

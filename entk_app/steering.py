@@ -130,7 +130,7 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
         )
         actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed)
         return _decision(history, "simulate", reason, actions)
-    return _decision(history, "learn", f"learn from {history.n_frames} frames", ended)
+    return _decision(history, "learn", "train the models and look for outliers", ended)
 
 
 def decide_after_analysis(
@@ -175,7 +175,7 @@ def decide_after_analysis(
             and (reason := explain_purge(s, last_outliers[s.simulation], settings)) is not None
         ]
         spare = [
-            (s, f"gives way to an outlier: {_describe_last(s, last_outliers[s.simulation])} (steering.min_restarts)")
+            (s, f"longest without an outlier ({_describe_last(s, last_outliers[s.simulation])}): steering.min_restarts")
             for s in by_staleness
             if s.simulation not in gone
             and s.n_frames >= settings.steering.min_frames
@@ -226,7 +226,7 @@ def decide_after_analysis(
             )
     actions = (*ended, *(action for _, action in leaving), *stays, *starts)
     n_restarts = sum(action.kind == "restart" for action in starts)
-    reason = f"{len(stays)} simulations go on, {len(leaving) + len(ended)} end, {n_restarts} start from outliers"
+    reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
     decision = _decision(history, "simulate", reason, actions, iteration=history.iteration + 1)
     return decision.model_copy(update={"n_outliers": n_outliers})
 

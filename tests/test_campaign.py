@@ -140,6 +140,7 @@ def test_without_a_native_structure_a_campaign_steers_by_novelty(tmp_path):
     summary = run_campaign(campaign)
     assert (summary.stop_reason, summary.min_rmsd_angstrom, summary.n_failed_tasks) == ("max_iterations", None, 0)
     assert summary.n_frames == 300
+    assert check_run(campaign.layout.root)["segments"] == 4
 
 
 def test_the_initial_phase_takes_all_slots_and_learning_its_share(tmp_path):

@@ -33,6 +33,7 @@ def no_pilot(monkeypatch):
         (["--set", "system.name=protein"], "system.name = 'protein'"),
         (["--reference", "nowhere.pdb"], "nowhere.pdb"),
         (["--run-dir", "."], "not empty"),
+        (["--set", "simulate.platform=HIP"], "simulate.platform = 'HIP'"),
     ],
 )
 def test_bad_input_is_exit_2_and_a_sentence(arguments, words, tmp_path, monkeypatch, capsys, no_pilot):
@@ -88,6 +89,18 @@ def test_a_campaign_that_fails_is_exit_1_with_a_summary(tmp_path, monkeypatch, c
     assert cli.main_run([]) == 1
     assert "the pilot died" in capsys.readouterr().err
     assert '"stop_reason": "failed"' in (tmp_path / "runs" / "villin-quick-001" / "summary.json").read_text()
+
+
+def test_what_may_surprise_is_said_before_the_start(tmp_path, monkeypatch, capsys):
+    import entk_app.pilot
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource: None)
+    values = ["system.name=mine", "system.sequence=AAAAAA", "system.model=all-atom", "resource.cores=1000"]
+    cli.main_run([part for value in values for part in ("--set", value)])
+    printed = capsys.readouterr().out
+    assert "note: no native structure" in printed
+    assert "note: 1000 cores" in printed
 
 
 def test_run_folders_are_numbered(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ def test_on_a_terminal_the_line_counts_running_segments(tmp_path):
     progress = Progress(Console(file=io.StringIO(), force_terminal=True), campaign)
     assert "starting the pilot" in progress._line().plain
     campaign.start()
+    assert "starting the pilot" in progress._line().plain  # decided, but no task has begun
     for simulation, rmsd in ((0, 7.5), (1, 6.25)):
         write_record(
             campaign.layout.segment(simulation, 0).in_work().progress,
@@ -37,6 +38,18 @@ def test_on_a_terminal_the_line_counts_running_segments(tmp_path):
     for words in ("iteration 1", "simulate", "40 frames", "lowest RMSD 6.25 Å", "2 alive", "0 purged"):
         assert words in line
     assert len(line) <= 80
+
+
+def test_a_segment_that_is_whole_already_still_counts(tmp_path):
+    from entk_app.tasks import run_task
+
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    progress = Progress(Console(file=io.StringIO(), force_terminal=True), campaign)
+    task = campaign.start().tasks[0]
+    run_task("simulate", campaign.layout.root, task.order)
+    assert " 15 frames" in progress._line().plain
+    campaign.end("failed", "for the test")
+    assert "closing the pilot" in progress._line().plain
 
 
 def test_the_clock():

@@ -69,7 +69,8 @@ def test_one_way_to_say_the_segment_length_clears_the_other():
         (["simulate.segment_ns=1e306"], ["simulate.segment_ns", "less than or equal"]),
         (["seed"], ["key=value"]),
         (["seed=[1"], ["not valid YAML"]),
-        (["resource.label=localhost"], ["resource.label = 'localhost'"]),
+        (["resource.label=localhost"], ["resource.label = 'localhost'", "<site>.<key>"]),
+        (["train.latent_dims=3"], ["train.latent_dims = 3", "give a list"]),
     ],
 )
 def test_a_bad_setting_names_the_key_the_value_and_what_is_allowed(assignments, words):
@@ -85,6 +86,16 @@ def test_a_bad_setting_names_the_key_the_value_and_what_is_allowed(assignments, 
 def test_neither_length_of_a_segment_is_an_error():
     with pytest.raises(SettingsError, match="give exactly one"):
         build_settings({})
+
+
+def test_a_misspelt_group_names_the_near_one():
+    with pytest.raises(SettingsError, match="simulation: there is no such setting; did you mean 'simulate'"):
+        build_settings({"simulate": {"segment_ns": 1}, "simulation": {"friction_per_ps": 3}})
+
+
+def test_a_pdb_and_a_sequence_contradict_one_another():
+    with pytest.raises(SettingsError, match="not both"):
+        build_settings(MINIMAL, assignments=["system.name=x", "system.pdb=a.pdb", "system.sequence=AAAA"])
 
 
 def test_a_misspelt_key_of_a_file_names_the_near_one():

@@ -233,7 +233,7 @@ def test_an_unknown_residue_is_named(tmp_path):
 
 def test_missing_heavy_atoms_are_named_with_their_residue(tmp_path):
     path = edit_pdb(tmp_path, lambda line: None if line[12:16] == " CB " and int(line[22:26] or 0) == 5 else line)
-    with pytest.raises(StructureError, match=r"ALA"):
+    with pytest.raises(StructureError, match=r"residue ALA 5 of chain A"):
         build(tmp_path, name="mine", model="all-atom", pdb=str(path))
 
 
@@ -251,6 +251,13 @@ def test_a_file_without_a_protein_is_refused(tmp_path, content, words):
     path.write_text(content)
     with pytest.raises(StructureError, match=words):
         build(tmp_path, name="mine", model="all-atom", pdb=str(path))
+
+
+def test_ca_atoms_alone_are_no_all_atom_structure(tmp_path, villin):
+    layout = RunLayout(tmp_path / "written")
+    write_system(villin, layout)
+    with pytest.raises(StructureError, match="CA atoms only"):
+        build(tmp_path, name="mine", model="all-atom", pdb=str(layout.native))
 
 
 def test_a_missing_loop_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, 
     StructureError
         A residue matches no template of the force field: missing heavy atoms, unknown names.
     """
+    if structure.topology.getNumAtoms() == len(structure.ca_indices()):
+        raise StructureError(
+            f"{structure.source} holds CA atoms only: all-atom needs whole residues (or use system.model = 'calpha')"
+        )
     field = app.ForceField(*FORCE_FIELD)
     modeller = app.Modeller(structure.topology, structure.positions * 0.1 * unit.nanometer)
     try:
@@ -41,6 +46,21 @@ def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, 
             hydrogenMass=None if settings.hydrogen_mass_amu is None else settings.hydrogen_mass_amu * unit.dalton,
         )
     except (ValueError, KeyError) as error:
-        raise StructureError(f"{structure.source}: the force field {FORCE_FIELD[0]} refuses it: {error}") from None
+        raise StructureError(_explain(error, structure)) from None
     positions = np.asarray(modeller.positions.value_in_unit(unit.angstrom), dtype=np.float64)
     return Structure(modeller.topology, positions, structure.source), system
+
+
+def _explain(error: Exception, structure: Structure) -> str:
+    """OpenMM counts residues from 0: name them as the file does."""
+    residues = list(structure.topology.residues())
+
+    def name(match: re.Match[str]) -> str:
+        number = int(match.group(1))
+        if number >= len(residues):
+            return match.group(0)
+        residue = residues[number]
+        return f"residue {residue.name} {residue.id} of chain {residue.chain.id}"
+
+    reason = re.sub(r"residue (\d+) \(\w+\)", name, str(error))
+    return f"{structure.source}: the force field {FORCE_FIELD[0]} refuses it: {reason}"

@@ -108,7 +108,8 @@ def read_protein(path: Path, what: str) -> Structure:
         raise StructureError(f"{what}: there is no file {path}") from None
     except Exception as error:
         # OpenMM's reader raises whatever its parsing meets: to the user all of it is one thing, a bad file.
-        raise StructureError(f"{what}: {path} is not a PDB file that can be read: {error}") from None
+        reason = f": {error}" if isinstance(error, ValueError) else ""
+        raise StructureError(f"{what}: {path} is not a PDB file that can be read, or it is empty{reason}") from None
     if not pdb.topology.getNumAtoms():
         raise StructureError(f"{what}: {path} holds no atom")
     modeller = app.Modeller(pdb.topology, pdb.positions)
