@@ -233,12 +233,12 @@ def test_a_closed_output_does_not_end_a_campaign(tmp_path):
 
 
 def test_two_campaigns_cannot_take_the_same_folder(tmp_path, monkeypatch):
-    layout = RunLayout(tmp_path / "run")
-    create_run_folder(layout, tiny_settings(), [])
+    layout, settings = RunLayout(tmp_path / "run"), tiny_settings()
+    create_run_folder(layout, settings, [])
     # The other launcher looked before this one wrote.
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
     with pytest.raises(RunFolderError, match="is taken"):
-        create_run_folder(layout, tiny_settings(), [])
+        create_run_folder(layout, settings, [])
 
 
 def test_a_run_folder_that_holds_something_is_refused(tmp_path):
