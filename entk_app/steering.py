@@ -154,81 +154,89 @@ def decide_after_analysis(
     candidates = [] if analysis is None else list(rank_restarts(analysis.outliers, history, settings))
     last_outliers = {s.simulation: find_last_outlier(s, analysis) for s in history.alive}
     ended, alive = _end_failed(history.alive)
-    leaving: list[tuple[SimulationHistory, Action]] = []
+    by_staleness = sorted(alive, key=lambda s: _staleness(s, last_outliers[s.simulation]), reverse=True)
 
     # The slots that learning takes from the initial phase.
-    by_staleness = sorted(alive, key=lambda s: _staleness(s, last_outliers[s.simulation]), reverse=True)
-    for simulation in by_staleness[: max(0, len(alive) - slots.simulate)]:
-        action = Action(
-            kind="end", simulation=simulation.simulation, reason="its slot goes to learning after the initial phase"
-        )
-        leaving.append((simulation, action))
-    gone = {s.simulation for s, _ in leaving}
+    released = by_staleness[: max(0, len(alive) - slots.simulate)]
+    staying = [s for s in by_staleness if s not in released]
+    free = slots.simulate - len(staying)
+    purges = [] if analysis is None else _choose_purges(staying, last_outliers, settings, free)
+    # Nothing is purged that no outlier could replace.
+    affordable = max(0, len(candidates) - free)
+    purged, held = dict(purges[:affordable]), dict(purges[affordable:])
 
-    free = slots.simulate - (len(alive) - len(gone))
-    budget = max(0, len(candidates) - max(0, free))
-    if analysis is not None:
-        purges = [
-            (s, reason)
-            for s in by_staleness
-            if s.simulation not in gone
-            and (reason := explain_purge(s, last_outliers[s.simulation], settings)) is not None
-        ]
-        spare = [
-            (s, f"longest without an outlier ({_describe_last(s, last_outliers[s.simulation])}): steering.min_restarts")
-            for s in by_staleness
-            if s.simulation not in gone
-            and s.n_frames >= settings.steering.min_frames
-            and s.simulation not in {p.simulation for p, _ in purges}
-        ]
-        shortfall = settings.steering.min_restarts - len(purges) - max(0, free)
-        purges += spare[: max(0, shortfall)]
-        for simulation, reason in purges[:budget]:
-            leaving.append((simulation, Action(kind="purge", simulation=simulation.simulation, reason=reason)))
-        gone = {s.simulation for s, _ in leaving}
-        held = {s.simulation: reason for s, reason in purges[budget:]}
-    else:
-        held = {}
-
+    leaving = [
+        Action(kind="end", simulation=s.simulation, reason="its slot goes to learning after the initial phase")
+        for s in released
+    ]
+    leaving += [Action(kind="purge", simulation=number, reason=reason) for number, reason in purged.items()]
+    gone = {action.simulation for action in leaving}
     stays = []
     for simulation in alive:
-        if simulation.simulation in gone:
+        number = simulation.simulation
+        if number in gone:
             continue
-        if simulation.simulation in held:
-            why = f"{held[simulation.simulation]}, but no outlier is left to start from: goes on"
+        if number in held:
+            why = f"{held[number]}, but no outlier is left to start from: goes on"
         elif analysis is None:
             why = "no analysis this iteration: goes on"
         else:
-            why = _describe_last(simulation, last_outliers[simulation.simulation])
+            why = _describe_last(simulation, last_outliers[number])
         stays.append(_continue(simulation, why))
+    starts = _fill_slots(slots.simulate - len(stays), candidates, _next_id(history))
+    n_restarts = sum(action.kind == "restart" for action in starts)
+    reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
+    actions = (*ended, *leaving, *stays, *starts)
+    decision = _decision(history, "simulate", reason, actions, iteration=history.iteration + 1)
+    return decision.model_copy(update={"n_outliers": n_outliers})
 
+
+def _choose_purges(
+    simulations: Sequence[SimulationHistory], last_outliers: dict[int, int | None], settings: Settings, free: int
+) -> list[tuple[int, str]]:
+    """Simulations to purge with the reason, most urgent first: by the paper's rule, then for ``min_restarts``.
+
+    Parameters
+    ----------
+    simulations : sequence of SimulationHistory
+        Those longest without an outlier first.
+    last_outliers : dict
+        Place of each one's newest outlier.
+    free : int
+        Slots that are free without any purge.
+    """
+    purges, spare = [], []
+    for simulation in simulations:
+        last = last_outliers[simulation.simulation]
+        reason = explain_purge(simulation, last, settings)
+        if reason is not None:
+            purges.append((simulation.simulation, reason))
+        elif simulation.n_frames >= settings.steering.min_frames:
+            reason = f"longest without an outlier ({_describe_last(simulation, last)}): steering.min_restarts"
+            spare.append((simulation.simulation, reason))
+    return purges + spare[: max(0, settings.steering.min_restarts - len(purges) - free)]
+
+
+def _fill_slots(count: int, candidates: Sequence[Outlier], first_id: int) -> list[Action]:
+    """New simulations from outliers, and from the initial structure when these run out."""
     starts = []
-    first_id = _next_id(history)
-    for number in range(max(0, slots.simulate - len(stays))):
-        if number < len(candidates):
-            outlier = candidates[number]
+    for place in range(count):
+        number = first_id + place
+        if place < len(candidates):
+            outlier = candidates[place]
             starts.append(
                 Action(
                     kind="restart",
-                    simulation=first_id + number,
+                    simulation=number,
                     origin=outlier.frame,
                     rmsd_angstrom=outlier.rmsd_angstrom,
                     reason=f"from the outlier {outlier.frame}, {_describe_outlier(outlier)}",
                 )
             )
         else:
-            starts.append(
-                Action(
-                    kind="start",
-                    simulation=first_id + number,
-                    reason="no outlier is left: from the initial structure",
-                )
-            )
-    actions = (*ended, *(action for _, action in leaving), *stays, *starts)
-    n_restarts = sum(action.kind == "restart" for action in starts)
-    reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
-    decision = _decision(history, "simulate", reason, actions, iteration=history.iteration + 1)
-    return decision.model_copy(update={"n_outliers": n_outliers})
+            reason = "no outlier is left: from the initial structure"
+            starts.append(Action(kind="start", simulation=number, reason=reason))
+    return starts
 
 
 def rank_restarts(outliers: Iterable[Outlier], history: History, settings: Settings) -> Sequence[Outlier]:
