@@ -244,41 +244,10 @@ def train_model(
     Interrupted
         ``should_stop`` said so.
     """
-    architecture = ARCHITECTURES[settings.architecture]
     model = build_model(settings.architecture, n_residues, latent_dim)
-    if settings.architecture == "paper":
-        optimizer = keras.optimizers.RMSprop(architecture.learning_rate, rho=0.9)
-    else:
-        optimizer = keras.optimizers.Adam(architecture.learning_rate)
     variables = model.encoder.trainable_variables + model.decoder.trainable_variables
-    optimizer.build(variables)
+    update, evaluate = _compile_steps(model, _build_optimizer(settings.architecture), n_residues)
     batch_size = choose_batch_size(settings, len(train_rows))
-    unpack = make_unpacker(n_residues)
-
-    def compute_losses(rows: Any, noise: bool) -> tuple[Any, Any]:
-        maps = unpack(rows)
-        mean, log_variance = model.encoder(maps, training=noise)
-        latent = mean + tf.exp(0.5 * log_variance) * tf.random.normal(tf.shape(mean)) if noise else mean
-        logits = model.decoder(latent, training=noise)
-        pixels = tf.nn.sigmoid_cross_entropy_with_logits(labels=maps, logits=logits)
-        reconstruction = tf.reduce_sum(pixels, axis=(1, 2, 3))
-        divergence = 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=1)
-        return reconstruction, divergence
-
-    signature = [tf.TensorSpec((None, packed.shape[1]), tf.uint8)]
-
-    @tf.function(input_signature=signature)
-    def update(rows: Any) -> Any:
-        with tf.GradientTape() as tape:
-            reconstruction, divergence = compute_losses(rows, noise=True)
-            loss = tf.reduce_mean(reconstruction + divergence)
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return tf.stack([tf.reduce_sum(reconstruction), tf.reduce_sum(divergence)])
-
-    @tf.function(input_signature=signature)
-    def evaluate(rows: Any) -> Any:
-        reconstruction, divergence = compute_losses(rows, noise=False)
-        return tf.stack([tf.reduce_sum(reconstruction), tf.reduce_sum(divergence)])
 
     # One bulk read in memory, as bits: unpacked on the device, a batch at a time.
     training = tf.data.Dataset.from_tensor_slices(packed[train_rows])
@@ -318,6 +287,48 @@ def train_model(
     for variable, value in zip(variables, weights, strict=True):
         variable.assign(value)
     return Training(model, tuple(history), best, batch_size)
+
+
+def _build_optimizer(architecture: str) -> Any:
+    rate = ARCHITECTURES[architecture].learning_rate
+    return keras.optimizers.RMSprop(rate, rho=0.9) if architecture == "paper" else keras.optimizers.Adam(rate)
+
+
+def _compile_steps(model: Cvae, optimizer: Any, n_residues: int) -> tuple[Any, Any]:
+    """Compiled functions of packed rows: update the weights, and evaluate with the latent mean.
+
+    Both return the sums over the batch of the reconstruction loss and of the divergence.
+    """
+    unpack = make_unpacker(n_residues)
+    variables = model.encoder.trainable_variables + model.decoder.trainable_variables
+    optimizer.build(variables)
+
+    def compute_losses(rows: Any, noise: bool) -> tuple[Any, Any]:
+        maps = unpack(rows)
+        mean, log_variance = model.encoder(maps, training=noise)
+        latent = mean + tf.exp(0.5 * log_variance) * tf.random.normal(tf.shape(mean)) if noise else mean
+        logits = model.decoder(latent, training=noise)
+        pixels = tf.nn.sigmoid_cross_entropy_with_logits(labels=maps, logits=logits)
+        reconstruction = tf.reduce_sum(pixels, axis=(1, 2, 3))
+        divergence = 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=1)
+        return reconstruction, divergence
+
+    signature = [tf.TensorSpec((None, geometry.count_bytes(n_residues)), tf.uint8)]
+
+    @tf.function(input_signature=signature)
+    def update(rows: Any) -> Any:
+        with tf.GradientTape() as tape:
+            reconstruction, divergence = compute_losses(rows, noise=True)
+            loss = tf.reduce_mean(reconstruction + divergence)
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return tf.stack([tf.reduce_sum(reconstruction), tf.reduce_sum(divergence)])
+
+    @tf.function(input_signature=signature)
+    def evaluate(rows: Any) -> Any:
+        reconstruction, divergence = compute_losses(rows, noise=False)
+        return tf.stack([tf.reduce_sum(reconstruction), tf.reduce_sum(divergence)])
+
+    return update, evaluate
 
 
 def make_unpacker(n_residues: int) -> Callable[[Any], Any]:

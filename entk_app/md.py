@@ -29,6 +29,9 @@ _SMALL_SYSTEM = 100
 #: Steps before the speed is known: a request to stop is looked for between pieces of about a second.
 _FIRST_PIECE = 100
 
+#: Columns of the state log.
+_LOGGED = ("step", "time", "potentialEnergy", "kineticEnergy", "totalEnergy", "temperature", "speed")
+
 StopReason = Literal["stop_request", "walltime"]
 
 
@@ -215,36 +218,15 @@ def run_segment(
         It was asked to stop before its first frame.
     """
     context, interval = simulation.context, round(settings.report_interval_ps * 1000.0 / settings.time_step_fs)
-    if start.state_xml is not None:
-        context.setState(openmm.XmlSerializer.deserialize(start.state_xml))
-    else:
-        context.setPositions(np.asarray(start.positions) * 0.1)
-        if start.minimise:
-            simulation.minimizeEnergy(
-                tolerance=settings.minimise_tolerance_kj_per_mol_nm * unit.kilojoules_per_mole / unit.nanometer,
-                maxIterations=settings.minimise_max_iterations,
-            )
-        context.setVelocitiesToTemperature(settings.temperature_k * unit.kelvin, seed)
-    first = context.getState(positions=True)
-    first_step = simulation.currentStep
-    start_ps = first.getTime().value_in_unit(unit.picosecond)
+    _begin(simulation, start, settings, seed)
+    first, first_step = context.getState(positions=True), simulation.currentStep
     writer = make_writer(first.getPositions(asNumpy=True).value_in_unit(unit.angstrom))
     trajectory, log, state_file = (folder / name for name in names)
     simulation.reporters.extend(
         [
             app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False),
             FrameReporter(writer, ca_indices, interval),
-            app.StateDataReporter(
-                str(log),
-                interval,
-                step=True,
-                time=True,
-                potentialEnergy=True,
-                kineticEnergy=True,
-                totalEnergy=True,
-                temperature=True,
-                speed=True,
-            ),
+            app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True)),
         ]
     )
     began = time.monotonic()
@@ -278,7 +260,7 @@ def run_segment(
         n_frames=writer.n_frames,
         steps=steps,
         first_step=first_step,
-        start_time_ps=start_ps,
+        start_time_ps=first.getTime().value_in_unit(unit.picosecond),
         time_ps=steps * settings.time_step_fs * 1e-3,
         ended_by=ended_by,
         platform=platform,
@@ -288,6 +270,21 @@ def run_segment(
         min_rmsd_frame=writer.min_rmsd_frame,
         last_rmsd=writer.last_rmsd,
     )
+
+
+def _begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) -> None:
+    """Put the context where the segment starts."""
+    context = simulation.context
+    if start.state_xml is not None:
+        context.setState(openmm.XmlSerializer.deserialize(start.state_xml))
+        return
+    context.setPositions(np.asarray(start.positions) * 0.1)
+    if start.minimise:
+        simulation.minimizeEnergy(
+            tolerance=settings.minimise_tolerance_kj_per_mol_nm * unit.kilojoules_per_mole / unit.nanometer,
+            maxIterations=settings.minimise_max_iterations,
+        )
+    context.setVelocitiesToTemperature(settings.temperature_k * unit.kelvin, seed)
 
 
 def _step_to_next_frame(
