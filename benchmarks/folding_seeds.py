@@ -10,9 +10,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from entk_app.campaign import Campaign, create_run_folder, divide_machine
+from entk_app.campaign import Campaign
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
+from entk_app.machine import divide_machine
+from entk_app.run_folder import create_run_folder
 from entk_app.settings import build_settings, read_preset
 from entk_app.systems import build_system, write_system
 

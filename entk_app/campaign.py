@@ -7,30 +7,29 @@ returns their stage. EnTK (:mod:`entk_app.workflow`) and the in-process runner w
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import os
-import platform
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from entk_app import __version__, steering
+from entk_app import steering
 from entk_app.errors import RecordError, RunFolderError
 from entk_app.layout import RunLayout, analyse_task_name, simulate_task_name, train_task_name
+from entk_app.machine import Machine
 from entk_app.records import (
+    Action,
     AnalyseTask,
     AnalysisRecord,
+    Deadline,
     Decision,
     FrameRef,
     ModelRecord,
     ModelRef,
-    RunInfo,
+    PilotRecord,
     SegmentKey,
     SegmentRecord,
     SimulateTask,
@@ -39,22 +38,16 @@ from entk_app.records import (
     SystemRecord,
     TrainTask,
     append_record,
+    read_lines,
     read_record,
     write_record,
-    write_text,
 )
-from entk_app.settings import Settings, dump_yaml
-from entk_app.steering import History, SimulationHistory, Slots
+from entk_app.settings import Settings
+from entk_app.steering import History, SimulationHistory
 
 logger = logging.getLogger(__name__)
 
 StageKind = Literal["simulate", "train", "analyse"]
-
-#: Packages whose versions are kept with a run.
-_PACKAGES = (
-    "radical.entk", "radical.pilot", "radical.utils", "openmm", "MDAnalysis", "tensorflow", "keras", "scikit-learn",
-    "scipy", "numpy", "h5py", "pydantic",
-)  # fmt: skip
 
 #: Analyses or trainings that fail so often in a row end the campaign.
 _MAX_LEARN_FAILURES = 2
@@ -78,31 +71,6 @@ class StageSpec:
     kind: StageKind
     name: str
     tasks: tuple[TaskSpec, ...]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the pilot has, and how it is divided among tasks."""
-
-    cores: int
-    gpus: int
-    slots: Slots
-    cores_per_slot: int
-    node_cores: int
-
-    @property
-    def cores_per_training(self) -> int:
-        """An equal share of the cores, or of those beside a GPU; never more than a node has."""
-        share = self.cores // self.gpus if self.gpus else self.cores // self.slots.learn
-        return min(max(1, share), self.node_cores)
-
-    @property
-    def cores_per_analysis(self) -> int:
-        return min(self.cores, self.node_cores)
-
-    @property
-    def gpus_per_task(self) -> int:
-        return 1 if self.gpus else 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +113,9 @@ class Campaign:
     _learn_failures: int = 0
     _trained: bool = True
     _began: float = field(default_factory=time.time)
+    _seconds_before: float = 0.0
+    _n_before: int = 0
+    _deadline: Deadline | None = None
     _stage_began: float = 0.0
     _durations: dict[str, float] = field(default_factory=dict)
 
@@ -153,8 +124,15 @@ class Campaign:
         return self.decisions[-1].iteration if self.decisions else 1
 
     @property
+    def _going(self) -> Decision | None:
+        """The decision that the present stage follows from: the last that did not end a pilot's campaign."""
+        return next((decision for decision in reversed(self.decisions) if decision.next != "stop"), None)
+
+    @property
     def final_decision(self) -> Decision | None:
-        return self.decisions[-1] if self.decisions and self.decisions[-1].next == "stop" else None
+        """The end of the campaign on this pilot; those of earlier pilots do not count."""
+        taken = self.decisions[self._n_before :]
+        return taken[-1] if taken and taken[-1].next == "stop" else None
 
     def start(self) -> StageSpec:
         """Take the first decision and return the first stage."""
@@ -162,6 +140,55 @@ class Campaign:
         if stage is None:
             raise RunFolderError("the campaign ended before it began")
         return stage
+
+    def resume(self) -> StageSpec | None:
+        """Take up what an earlier pilot left: its decisions as they were, its results as they are on disk.
+
+        The stage that was cut off goes on with the tasks that have not published anything.
+
+        Returns
+        -------
+        StageSpec or None
+            None where a rule ends the campaign at once.
+
+        Raises
+        ------
+        RecordError
+            The decisions or the records of the run folder cannot be read.
+        """
+        self.decisions = list(read_lines(Decision, self.layout.decisions))
+        self._n_before = len(self.decisions)
+        pilots = list(read_lines(PilotRecord, self.layout.pilots))
+        self._seconds_before = sum(max(0.0, (p.unix_end or p.unix_submitted) - p.unix_submitted) for p in pilots)
+        last = None
+        for decision in self.decisions:
+            self._replay(decision.actions)
+            last = decision if decision.next != "stop" else last
+        if last is None:
+            return self.start()
+        for number, simulation in self._simulations.items():
+            self._simulations[number] = replace(simulation, segments=self._read_segments(number))
+        self._models = self._read_models()
+        for path in self.layout.analyses.glob("iteration-????.json"):
+            self._outliers.update(o.frame.key for o in read_record(AnalysisRecord, path).outliers)
+        return self._skip_finished(self._build(last))
+
+    def _skip_finished(self, stage: StageSpec) -> StageSpec | None:
+        """The stage without the tasks whose result is there; the one after where none is left."""
+        self._enter(stage)
+        following: StageSpec | None = stage
+        while following is not None:
+            left = tuple(task for task in following.tasks if not _output(task).exists())
+            if left:
+                return self._enter(replace(following, tasks=left))
+            # Nothing of it failed: what stands in for it is complete.
+            following = self.advance()
+        return None
+
+    def limit_time(self, deadline: Deadline) -> None:
+        """Tell the campaign and, through the run folder, its tasks when this pilot's time is over."""
+        self._deadline = deadline
+        write_record(self.layout.deadline, deadline)
 
     def advance(self) -> StageSpec | None:
         """Take in the stage that has ended and return the next one; None when the campaign is over."""
@@ -174,15 +201,23 @@ class Campaign:
                 steering.decide_after_simulate(self._history(("train", "analyse")), self.settings, self.machine.slots)
             )
         if self.stage.kind == "train":
-            self._trained = self._collect_models() > 0
-            if self._models:
-                return self._enter(self._build_analyse())
-            return self._after_analysis(None)
+            return self._after_training()
         return self._after_analysis(self._collect_analysis())
+
+    def _after_training(self) -> StageSpec | None:
+        self._trained = self._collect_models() > 0
+        if self._going is not None and self._going.next == "simulate+learn":
+            self._collect_segments()
+            stop = steering.find_stop(self._history(("analyse",)), self.settings)
+            if stop is not None:
+                return self._apply(stop)
+        if self._models:
+            return self._enter(self._build_analyse())
+        return self._after_analysis(None)
 
     def end(self, stop_reason: str, message: str) -> None:
         """Record an end that no rule decided: an interrupt or a failure. What its tasks finished is taken in."""
-        if self.stage is not None and self.stage.kind == "simulate":
+        if self.stage is not None and any(task.kind == "simulate" for task in self.stage.tasks):
             self._collect_segments(at_the_end=True)
         if self.final_decision is None:
             history = self._history(())
@@ -210,7 +245,7 @@ class Campaign:
             n_alive=len(history.alive),
             n_purged=sum(action.kind == "purge" for action in actions),
             n_restarts=sum(action.kind == "restart" for action in actions),
-            seconds=time.time() - self._began,
+            seconds=self._seconds_before + time.time() - self._began,
         )
 
     def summarise(self) -> Summary:
@@ -251,7 +286,11 @@ class Campaign:
     # What the tasks published.
 
     def _collect_segments(self, at_the_end: bool = False) -> None:
+        going = self._going
         for simulation in [s for s in self._simulations.values() if s.alive]:
+            if going is not None and simulation.segments and simulation.segments[-1].decision == going.index:
+                # Taken in before the campaign was taken up again.
+                continue
             number = len(simulation.segments)
             paths = self.layout.segment(simulation.simulation, number)
             try:
@@ -298,8 +337,10 @@ class Campaign:
         if self._learn_failures >= _MAX_LEARN_FAILURES:
             self.end("failed", f"learning failed {self._learn_failures} times in a row; see {self.layout.logs}")
             return None
+        # In a split, simulations and the next training are one stage.
+        following = ("train",) if self.machine.slots.is_split else ("simulate",)
         return self._apply(
-            steering.decide_after_analysis(self._history(("simulate",)), analysis, self.settings, self.machine.slots)
+            steering.decide_after_analysis(self._history(following), analysis, self.settings, self.machine.slots)
         )
 
     # Decisions.
@@ -313,15 +354,16 @@ class Campaign:
             simulations=simulations,
             n_decisions=len(self.decisions),
             used=frozenset(origin.key for origin in origins if origin is not None),
-            seconds_left=self._end_by - time.time(),
+            seconds_left=float("inf") if self._deadline is None else self._deadline.end_by_unix - time.time(),
             seconds_needed=sum(self._durations.get(kind, 0.0) for kind in following),
+            limit="walltime" if self._deadline is None else self._deadline.limit,
         )
 
     def _apply(self, decision: Decision) -> StageSpec | None:
         self._record(decision)
+        self._replay(decision.actions)
         for action in decision.actions:
             if action.kind in ("start", "restart"):
-                self._simulations[action.simulation] = SimulationHistory(action.simulation, action.origin)
                 write_record(
                     self.layout.simulation_record(action.simulation),
                     SimulationRecord(
@@ -332,12 +374,32 @@ class Campaign:
                         seed=self._seed(action.simulation),
                     ),
                 )
-            elif action.kind in ("purge", "end"):
-                self._simulations[action.simulation] = replace(self._simulations[action.simulation], alive=False)
         if decision.next == "stop":
             self.stage = None
             return None
-        return self._enter(self._build_simulate() if decision.next == "simulate" else self._build_train())
+        return self._enter(self._build(decision))
+
+    def _replay(self, actions: Sequence[Action]) -> None:
+        """What a decision does to the simulations in memory."""
+        for action in actions:
+            if action.kind in ("start", "restart"):
+                self._simulations[action.simulation] = SimulationHistory(action.simulation, action.origin)
+            elif action.kind in ("purge", "end"):
+                self._simulations[action.simulation] = replace(self._simulations[action.simulation], alive=False)
+
+    def _read_segments(self, simulation: int) -> tuple[SegmentRecord, ...]:
+        segments: list[SegmentRecord] = []
+        while (path := self.layout.segment(simulation, len(segments)).record).exists():
+            segments.append(read_record(SegmentRecord, path))
+        return tuple(segments)
+
+    def _read_models(self) -> dict[int, ModelRecord]:
+        """The newest model of each latent size."""
+        models: dict[int, ModelRecord] = {}
+        for path in sorted(self.layout.models.glob("iteration-????/latent-*/model.json")):
+            model = read_record(ModelRecord, path)
+            models[model.latent_dim] = model
+        return {dim: models[dim] for dim in self.settings.train.latent_dims if dim in models}
 
     def _record(self, decision: Decision) -> None:
         decision = decision.model_copy(update={"unix": time.time()})
@@ -356,64 +418,66 @@ class Campaign:
 
     # Orders.
 
-    @property
-    def _end_by(self) -> float:
-        """When tasks end in order, for the pilot to be closed within its walltime."""
-        minutes = self.settings.resource.walltime_min
-        return self._began + minutes * 60.0 - _closing_seconds(minutes)
+    def _build(self, decision: Decision) -> StageSpec:
+        """The stage that a decision asks for; orders of its tasks are written, results that are there left alone."""
+        iteration = decision.iteration
+        if decision.next == "simulate":
+            name = f"simulate.{iteration:04d}.{decision.index:04d}"
+            return StageSpec("simulate", name, self._order_segments(decision))
+        tasks = self._order_trainings(iteration)
+        if decision.next == "simulate+learn":
+            tasks = (*self._order_segments(decision), *tasks)
+        return StageSpec("train", f"train.{iteration:04d}", tasks)
 
-    def _build_simulate(self) -> StageSpec:
+    def _order_segments(self, decision: Decision) -> tuple[TaskSpec, ...]:
         tasks = []
-        for simulation in [s for s in self._simulations.values() if s.alive]:
-            segment = len(simulation.segments)
+        for place, simulation in enumerate(s for s in self._simulations.values() if s.alive):
+            segment, cores = len(simulation.segments), self.machine.simulation_cores(place)
+            if simulation.segments and simulation.segments[-1].decision == decision.index:
+                # A campaign that is taken up again: this one was simulated before.
+                continue
             order = self.layout.segment(simulation.simulation, segment).task
             write_record(
                 order,
                 SimulateTask(
                     simulation=simulation.simulation,
                     segment=segment,
-                    iteration=self.iteration,
+                    iteration=decision.iteration,
+                    decision=decision.index,
                     # A segment that failed is tried again with other random numbers.
                     seed=self._seed(simulation.simulation, segment, simulation.failures),
                     origin=simulation.origin,
-                    end_by_unix=self._end_by,
-                    cores=self.machine.cores_per_slot,
+                    cores=cores,
                     gpus=self.machine.gpus_per_task,
+                    allow_cpu=self.machine.allow_cpu,
                 ),
             )
-            name = simulate_task_name(self.iteration, simulation.simulation, segment)
+            name = simulate_task_name(decision.iteration, simulation.simulation, segment)
             if simulation.failures:
                 name += f".try{simulation.failures + 1}"
-            tasks.append(TaskSpec("simulate", name, order, self.machine.cores_per_slot, self.machine.gpus_per_task))
-        return StageSpec("simulate", f"simulate.{self.iteration:04d}.{len(self.decisions):04d}", tuple(tasks))
+            tasks.append(TaskSpec("simulate", name, order, cores, self.machine.gpus_per_task))
+        return tuple(tasks)
 
-    def _build_train(self) -> StageSpec:
+    def _order_trainings(self, iteration: int) -> tuple[TaskSpec, ...]:
         tasks = []
-        for latent_dim in self.settings.train.latent_dims:
-            order = self.layout.model(self.iteration, latent_dim).task
+        for place, latent_dim in enumerate(self.settings.train.latent_dims):
+            order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
             write_record(
                 order,
                 TrainTask(
-                    iteration=self.iteration,
+                    iteration=iteration,
                     latent_dim=latent_dim,
-                    seed=self._seed(1 << 24, self.iteration, latent_dim),
+                    seed=self._seed(1 << 24, iteration, latent_dim),
                     segments=self._segment_keys(),
-                    end_by_unix=self._end_by,
                     encode_all=self.settings.analyse.models in ("all", latent_dim),
-                    cores=self.machine.cores_per_training,
+                    cores=cores,
                     gpus=self.machine.gpus_per_task,
+                    allow_cpu=self.machine.allow_cpu,
                 ),
             )
-            tasks.append(
-                TaskSpec(
-                    "train",
-                    train_task_name(self.iteration, latent_dim),
-                    order,
-                    self.machine.cores_per_training,
-                    self.machine.gpus_per_task,
-                )
-            )
-        return StageSpec("train", f"train.{self.iteration:04d}", tuple(tasks))
+            name = train_task_name(iteration, latent_dim)
+            tasks.append(TaskSpec("train", name, order, cores, self.machine.gpus_per_task))
+        return tuple(tasks)
 
     def _build_analyse(self) -> StageSpec:
         order = self.layout.analysis_task(self.iteration)
@@ -424,15 +488,16 @@ class Campaign:
                 iteration=self.iteration,
                 models=tuple(ModelRef(iteration=m.iteration, latent_dim=m.latent_dim) for m in models),
                 segments=self._segment_keys(),
-                cores=self.machine.cores_per_analysis,
+                cores=self.machine.analysis_cores,
                 gpus=self.machine.gpus_per_task,
+                allow_cpu=self.machine.allow_cpu,
             ),
         )
         task = TaskSpec(
             "analyse",
             analyse_task_name(self.iteration),
             order,
-            self.machine.cores_per_analysis,
+            self.machine.analysis_cores,
             self.machine.gpus_per_task,
         )
         return StageSpec("analyse", f"analyse.{self.iteration:04d}", (task,))
@@ -448,93 +513,11 @@ class Campaign:
         return int(np.random.SeedSequence([self.settings.seed, *place]).generate_state(1)[0] >> 1)
 
 
-def create_run_folder(layout: RunLayout, settings: Settings, command: list[str]) -> None:
-    """Make a new run folder that describes itself: settings as run, versions, seed, command.
-
-    Raises
-    ------
-    RunFolderError
-        It holds something already, or cannot be made.
-    """
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        if any(layout.root.iterdir()):
-            raise RunFolderError(
-                f"the run folder {layout.root} is not empty: choose another with --run-dir, or remove it"
-            )
-        # Two launchers that found the same folder empty: the first to make this file has it.
-        with layout.lock.open("x", encoding="utf-8") as stream:
-            stream.write(f"{platform.node()} {os.getpid()}\n")
-        write_text(layout.settings, dump_yaml(settings))
-        write_record(
-            layout.run_info,
-            RunInfo(
-                entk_app=__version__,
-                python=platform.python_version(),
-                executable=sys.executable,
-                host=platform.node(),
-                machine=f"{platform.machine()}, {os.cpu_count()} cores",
-                packages={name: _version(name) for name in _PACKAGES},
-                command=tuple(command),
-                seed=settings.seed,
-                unix=time.time(),
-            ),
-        )
-    except FileExistsError as error:
-        raise RunFolderError(f"the run folder {layout.root} is taken: {error.filename} exists already") from None
-    except OSError as error:
-        raise RunFolderError(f"cannot write the run folder {layout.root}: {error.strerror}") from None
-
-
-def divide_machine(settings: Settings, cores: int, gpus: int, node_cores: int | None = None) -> Machine:
-    """Divide a node's devices among tasks: one GPU a task where there are GPUs, else cores.
-
-    Parameters
-    ----------
-    cores, gpus : int
-        Of the whole pilot.
-    node_cores : int or None
-        Cores of one node, which a single task cannot exceed; None: all.
-
-    Raises
-    ------
-    RunFolderError
-        A simulation asks for more cores than there are.
-    """
-    asked = settings.resource
-    per_simulation = asked.cores_per_simulation or (max(1, cores // gpus) if gpus else 1)
-    if per_simulation > cores:
-        raise RunFolderError(
-            f"resource.cores_per_simulation = {per_simulation}: {asked.label} has {cores} cores for this campaign"
-        )
-    total = gpus if gpus else cores // per_simulation
-    if gpus and per_simulation * gpus > cores:
-        total = cores // per_simulation
-    simulate = min(asked.md_slots or total, total)
-    learn = min(asked.ml_slots or total, total, len(settings.train.latent_dims))
-    if asked.md_slots and asked.ml_slots and asked.md_slots + asked.ml_slots > total:
-        # Fewer slots than the split wants: the stages share them in turn.
-        simulate = total
-    return Machine(
-        cores=cores,
-        gpus=gpus,
-        slots=Slots(total=total, simulate=simulate, learn=learn),
-        cores_per_slot=per_simulation,
-        node_cores=node_cores or cores,
-    )
+def _output(task: TaskSpec) -> Path:
+    """The folder or file that a task publishes."""
+    stem = task.order.name.removesuffix(".task.json")
+    return task.order.with_name(f"{stem}.json" if task.kind == "analyse" else stem)
 
 
 def _show_nothing(decision: Decision) -> None:
     """What a campaign tells of its decisions when nobody listens."""
-
-
-def _closing_seconds(walltime_min: float) -> float:
-    """Time kept at the end of the walltime to close files and the pilot."""
-    return min(60.0, 0.1 * walltime_min * 60.0)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

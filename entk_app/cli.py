@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entk_app import __version__
-from entk_app.errors import CampaignFailed, EntkAppError
+from entk_app.errors import CampaignFailed, EntkAppError, SettingsError
 
 DEFAULT_PRESET = "villin-quick"
 
@@ -51,6 +51,16 @@ def _build_parser() -> argparse.ArgumentParser:
     template.set_defaults(function=_print_template)
     systems = commands.add_parser("systems", help="list the proteins that are known by name")
     systems.set_defaults(function=_list_systems)
+    resources = commands.add_parser("resources", help="list the resources, or show one")
+    resources.add_argument("label", nargs="?", help="<site>.<key>, or a site")
+    _add_resource_folder(resources)
+    resources.set_defaults(function=_show_resources)
+    finished = commands.add_parser(
+        "finished",
+        help="exit code 0 if the campaign of a run folder is over, 1 if --resume would go on with it",
+    )
+    finished.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    finished.set_defaults(function=_tell_finished)
     return parser
 
 
@@ -66,6 +76,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="YAML file of settings, over the defaults; see entk-app template",
     )
+    given.add_argument(
+        "--resume", metavar="RUN", type=Path, help="go on with the campaign of a run folder, however it ended"
+    )
     parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run folder (default runs/<preset or config>-001)")
     parser.add_argument("--seed", metavar="N", help="all random numbers follow from it")
     parser.add_argument("--reference", metavar="FILE", type=Path, help="native structure, a PDB file")
@@ -77,8 +90,24 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set one setting; repeatable",
     )
+    parser.add_argument(
+        "--submit", action="store_true", help="queue the pilot as a batch job from here (a login node)"
+    )
+    parser.add_argument(
+        "--budget-gpu-hours", metavar="H", help="end in order before all pilots together have used so much"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the pilot, the placement and the command lines; start nothing"
+    )
+    _add_resource_folder(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     parser.set_defaults(function=_run_campaign)
+
+
+def _add_resource_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resource-configs", metavar="DIR", type=Path, help="folder with resource_<site>.json files of your own"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -125,89 +154,172 @@ def _list_systems(options: argparse.Namespace) -> int:
     return 0
 
 
+def _show_resources(options: argparse.Namespace) -> int:
+    import json
+
+    from entk_app.resources import config_folders, get_entry, read_entries
+
+    entries = read_entries(config_folders(given=options.resource_configs))
+    label = options.label
+    if label is not None and (label in entries or "." in label):
+        entry, source = get_entry(label, entries)
+        print(f"# {label}, from {source}\n{json.dumps(entry, indent=4)}")
+        return 0
+    own = {path.parent for _, path in entries.values() if path.parent.name == "resource_configs"}
+    print(f"{'label':28} {'cores':>5} {'GPUs':>5}  {'manager':8} description")
+    for name in sorted(entries, key=lambda name: (entries[name][1].parent not in own, name)):
+        entry, _ = entries[name]
+        if label is None or name.startswith(f"{label}."):
+            sizes = [str(entry.get(key) or "-") for key in ("cores_per_node", "gpus_per_node")]
+            manager, text = entry.get("resource_manager", "-"), entry.get("description") or ""
+            print(f"{name:28} {sizes[0]:>5} {sizes[1]:>5}  {manager:8} {text[:100]}")
+    print("Of a node; -: given by the job or the settings. entk-app resources LABEL shows one.")
+    return 0
+
+
+def _tell_finished(options: argparse.Namespace) -> int:
+    from entk_app.layout import RunLayout
+    from entk_app.records import Decision, read_lines
+    from entk_app.run_folder import is_finished, read_settings
+
+    layout = RunLayout(options.run)
+    read_settings(layout)
+    decisions = list(read_lines(Decision, layout.decisions))
+    last = f"{decisions[-1].stop_reason}: {decisions[-1].reason}" if decisions and decisions[-1].stop_reason else ""
+    print(last or "it was cut off")
+    return 0 if is_finished(decisions) else 1
+
+
 def _run_campaign(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from entk_app.settings import build_settings, read_config, read_preset
-
-    if options.config is not None:
-        name, layer = options.config.stem, read_config(options.config)
-    else:
-        name = options.preset or DEFAULT_PRESET
-        layer = read_preset(name)[1]
-    assignments = list(options.assignments)
-    if options.seed is not None:
-        assignments.append(f"seed={options.seed}")
-    if options.resource is not None:
-        assignments.append(f"resource.label={options.resource}")
-    named = {} if options.reference is None else {"system": {"reference": str(options.reference)}}
-    settings = build_settings(layer, named, assignments=assignments)
+    settings, name = _read_settings(options)
 
     # Heavy imports only now, when the settings are known to be good.
-    from entk_app.campaign import Campaign, create_run_folder, divide_machine
     from entk_app.layout import RunLayout
-    from entk_app.md import check_platform
-    from entk_app.resources import LOCAL, find_resource
-    from entk_app.systems import build_system, write_system
+    from entk_app.machine import divide_machine
+    from entk_app.resources import LOCAL, check_presence, config_folders, find_resource
 
     _configure_logging(options.verbose)
-    resource = find_resource(settings.resource)
+    resource = find_resource(settings.resource, config_folders(given=options.resource_configs))
+    required = settings.resource.require_gpu
+    allow_cpu = resource.is_emulated if required is None else not required
+    machine = divide_machine(settings, resource.cores, resource.gpus, resource.nodes, allow_cpu)
+    root = _as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name)
+    layout = RunLayout(root)
+    if options.dry_run:
+        return _print_plan(settings, resource, machine, layout)
+
+    from entk_app.md import check_platform
+    from entk_app.pilot import check_time_left
+    from entk_app.workflow import check_environments
+
+    check_presence(resource)
+    check_environments(settings.resource.environments)
     if resource.label == LOCAL:
         check_platform(settings.simulate.platform)
-    machine = divide_machine(settings, resource.cores, resource.gpus, resource.node_cores)
-    root = _choose_run_folder(options.run_dir, name)
-    layout = RunLayout(root)
-    built = build_system(settings, cache=root.parent / ".cache")
+    check_time_left(layout, settings, resource)
+    record = _reopen(layout, settings) if options.resume else _create(layout, settings)
+    return _drive(settings, resource, machine, layout, record)
+
+
+def _read_settings(options: argparse.Namespace) -> tuple[Any, str]:
+    """The settings that the options ask for, and a name for a run folder."""
+    from entk_app.layout import RunLayout
+    from entk_app.run_folder import read_settings
+    from entk_app.settings import build_settings, read_config, read_preset
+
+    name, layer = options.preset or DEFAULT_PRESET, {}
+    if options.resume is not None:
+        if options.run_dir is not None:
+            raise SettingsError("--resume RUN or --run-dir DIR: a campaign that is taken up again stays in its folder")
+        layer = read_settings(RunLayout(_as_folder(options.resume))).model_dump(mode="json")
+    elif options.config is not None:
+        name, layer = options.config.stem, read_config(options.config)
+    else:
+        layer = read_preset(name)[1]
+    assignments = list(options.assignments)
+    for option, key in (
+        (options.seed, "seed"),
+        (options.resource, "resource.label"),
+        (options.budget_gpu_hours, "stop.budget_gpu_hours"),
+    ):
+        if option is not None:
+            assignments.append(f"{key}={option}")
+    if options.submit or options.resume is not None:
+        # How a campaign was begun does not say how it goes on.
+        assignments.append(f"resource.submit={str(options.submit).lower()}")
+    named = {} if options.reference is None else {"system": {"reference": str(options.reference)}}
+    return build_settings(layer, named, assignments=assignments), name
+
+
+def _print_plan(settings: Any, resource: Any, machine: Any, layout: Any) -> int:
+    from entk_app.plan import describe_plan
+    from entk_app.resources import check_presence
+
+    print("dry run: nothing is started, nothing is written")
+    print("\n".join(describe_plan(settings, resource, machine, layout)))
+    try:
+        check_presence(resource)
+    except SettingsError as error:
+        print(f"note: it would be refused here: {error}")
+    return 0
+
+
+def _create(layout: Any, settings: Any) -> Any:
+    """A new run folder with the system in it."""
+    from entk_app.run_folder import create_run_folder
+    from entk_app.systems import build_system, write_system
+
+    built = build_system(settings, cache=layout.root.parent / ".cache")
     create_run_folder(layout, settings, sys.argv)
     write_system(built, layout)
-
-    console = Console()
-    campaign = Campaign(layout, settings, machine)
-    slots = machine.slots
-    record = built.record
-    console.print(
-        f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
-        f"{record.n_atoms} particles; "
-        f"{resource.label}: {resource.cores} cores, {resource.gpus} GPUs, {slots.simulate} simulations at a time; "
-        f"seed {settings.seed}\nrun folder: {root}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    for note in _notes(settings, resource, record.has_native, slots):
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    return _drive(campaign, resource, console)
+    return built.record
 
 
-def _notes(settings: Any, resource: Any, has_native: bool, slots: Any) -> list[str]:
+def _reopen(layout: Any, settings: Any) -> Any:
+    """The run folder of a campaign that goes on, with the settings that it goes on with."""
+    from entk_app.records import SystemRecord, read_record
+    from entk_app.run_folder import change_settings, claim_run_folder
+
+    claim_run_folder(layout)
+    change_settings(layout, settings)
+    return read_record(SystemRecord, layout.system_record)
+
+
+def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
     """What the user may not expect of a campaign that runs all the same."""
-    from entk_app.resources import LOCAL, count_gpus
-
     notes = []
     if not has_native:
         notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
-    asked = settings.resource
-    if (asked.md_slots or 0) > slots.simulate:
-        notes.append(
-            f"resource.md_slots = {asked.md_slots}: there are {slots.total} slots, which all stages share in turn"
-        )
-    if resource.label != LOCAL:
-        notes.append(f"{resource.label}: this version has been run on {LOCAL} only")
-        return notes
-    cores, gpus = len(os.sched_getaffinity(0)), count_gpus()
-    if resource.cores > cores or resource.gpus > gpus:
-        notes.append(
-            f"{resource.cores} cores and {resource.gpus} GPUs are asked for, this machine has {cores} and {gpus}: "
-            "tasks will share them"
-        )
+    if resource.is_emulated:
+        notes.append(f"{resource.label} is emulated: its devices are counted, the tasks share this machine's cores")
+    elif resource.gpus and settings.resource.require_gpu is False:
+        notes.append("resource.require_gpu is false: a task that finds no GPU runs on the CPU")
     return notes
 
 
-def _drive(campaign: Any, resource: Any, console: Any) -> int:
+def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any) -> int:
     """Run on the pilot, and leave a summary whatever happens."""
+    from rich.console import Console
+
+    from entk_app.campaign import Campaign
     from entk_app.pilot import run_on_pilot
     from entk_app.progress import Progress
 
+    console = Console()
+    campaign = Campaign(layout, settings, machine)
+    nodes = f"{resource.nodes} nodes, " if resource.nodes > 1 else ""
+    slots = machine.slots
+    beside = f" beside {slots.learn} trainings" if slots.is_split else ""
+    lines = [
+        f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
+        f"{record.n_atoms} particles; "
+        f"{resource.label}: {nodes}{resource.cores} cores, {resource.gpus} GPUs, "
+        f"{slots.simulate} simulations at a time{beside}; seed {settings.seed}",
+        f"run folder: {layout.root}",
+        *(f"note: {note}" for note in _notes(settings, resource, record.has_native)),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     failure: EntkAppError | None = None
     with Progress(console, campaign):
         try:
@@ -245,10 +357,14 @@ def _configure_logging(verbose: bool) -> None:
 
 def _choose_run_folder(asked: Path | None, name: str) -> Path:
     if asked is not None:
-        # An unknown user's home (~nobody/x) is left as it is written.
-        return Path(os.path.expanduser(asked)).absolute()
+        return _as_folder(asked)
     runs = Path.cwd() / "runs"
     number = 1
     while (runs / f"{name}-{number:03d}").exists():
         number += 1
     return runs / f"{name}-{number:03d}"
+
+
+def _as_folder(path: Path) -> Path:
+    # An unknown user's home (~nobody/x) is left as it is written.
+    return Path(os.path.expanduser(path)).absolute()

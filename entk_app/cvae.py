@@ -21,14 +21,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from entk_app import geometry
-from entk_app.errors import DataError, Interrupted
+from entk_app.errors import DataError, DeviceError, Interrupted
 from entk_app.settings import TrainSettings
 
 import keras  # isort: skip
@@ -98,8 +98,8 @@ class Training:
     batch_size: int
 
 
-def configure(cores: int, seed: int) -> str:
-    """Threads, memory growth and seeds, before anything else of TensorFlow; returns the device's name.
+def configure(cores: int, seed: int, gpus: int = 0, allow_cpu: bool = True) -> Literal["GPU", "CPU"]:
+    """Threads, memory growth and seeds, before anything else of TensorFlow; returns what it will run on.
 
     Parameters
     ----------
@@ -107,9 +107,24 @@ def configure(cores: int, seed: int) -> str:
         Threads of the task.
     seed : int
         Weights, batches and latent noise follow from it.
+    gpus : int
+        Devices that the task was given.
+    allow_cpu : bool
+        Whether it may run on the CPU although it was given a device.
+
+    Raises
+    ------
+    DeviceError
+        TensorFlow finds no GPU although one was given.
     """
     global _configured
     devices = tf.config.list_physical_devices("GPU")
+    if gpus and not devices and not allow_cpu:
+        raise DeviceError(
+            f"the task was given GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or '?'}, TensorFlow {tf.__version__} "
+            "finds none: install its CUDA build (pip install '.[cuda]') and the driver, or allow the CPU with "
+            "resource.require_gpu=false"
+        )
     if not _configured:
         tf.config.threading.set_intra_op_parallelism_threads(cores)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -117,9 +132,7 @@ def configure(cores: int, seed: int) -> str:
             tf.config.experimental.set_memory_growth(device, True)
         _configured = True
     keras.utils.set_random_seed(seed % 2**32)
-    if not devices:
-        return "CPU"
-    return f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '0')}"
+    return "GPU" if devices else "CPU"
 
 
 def build_model(architecture: str, n_residues: int, latent_dim: int) -> Cvae:

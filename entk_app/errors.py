@@ -35,6 +35,10 @@ class DataError(EntkAppError):
     """Numbers that a method cannot work on: other shapes, NaN, no frames."""
 
 
+class DeviceError(EntkAppError):
+    """A task was given a GPU and cannot use it."""
+
+
 class CampaignFailed(EntkAppError):
     """The campaign cannot go on; the message says why and where the logs are."""
 

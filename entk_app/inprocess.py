@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 def run_campaign(campaign: Campaign) -> Summary:
-    """Walk the campaign's stages to their end and return the summary."""
-    stage: StageSpec | None = campaign.start()
+    """Walk the campaign's stages, from the first or from where an earlier walk was cut off, and return the summary."""
+    stage: StageSpec | None = campaign.resume() if campaign.layout.decisions.exists() else campaign.start()
     while stage is not None:
         for task in stage.tasks:
             try:

@@ -118,6 +118,15 @@ class RunLayout:
         return self.root / "stop.request"
 
     @property
+    def deadline(self) -> Path:
+        """When the tasks of the present pilot end in order."""
+        return self.root / "deadline.json"
+
+    @property
+    def pilots(self) -> Path:
+        return self.root / "pilots.jsonl"
+
+    @property
     def lock(self) -> Path:
         return self.root / "campaign.lock"
 
@@ -179,8 +188,9 @@ class RunLayout:
     def logs(self) -> Path:
         return (self.scratch or self.root) / "logs"
 
-    def task_sandbox(self, task: str) -> Path:
-        return self.logs / "tasks" / task
+    def task_sandbox(self, task: str, pilot: int = 0) -> Path:
+        """What a task prints; each pilot has a folder of its own, for RADICAL-Pilot numbers its tasks anew."""
+        return self.logs / ("tasks" if pilot == 0 else f"tasks-{pilot:04d}") / task
 
     @property
     def radical(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ _FIRST_PIECE = 100
 #: Columns of the state log.
 _LOGGED = ("step", "time", "potentialEnergy", "kineticEnergy", "totalEnergy", "temperature", "speed")
 
-StopReason = Literal["stop_request", "walltime"]
+StopReason = Literal["stop_request", "walltime", "budget"]
 
 
 class PlatformError(EntkAppError):
@@ -69,9 +68,7 @@ class SegmentResult:
     first_step: int
     start_time_ps: float
     time_ps: float
-    ended_by: Literal["length", "clock", "stop_request", "walltime"]
-    platform: str
-    device: str | None
+    ended_by: Literal["length", "clock", "stop_request", "walltime", "budget"]
     seconds_md: float
     min_rmsd: float | None
     min_rmsd_frame: int | None
@@ -117,9 +114,15 @@ def check_platform(name: str) -> None:
 
 
 def create_context(
-    topology: Any, system: Any, settings: SimulateSettings, seed: int, cores: int, gpus: int = 0
-) -> tuple[Any, str, str | None]:
-    """An ``app.Simulation`` on the fastest platform present, its platform's name and its device.
+    topology: Any,
+    system: Any,
+    settings: SimulateSettings,
+    seed: int,
+    cores: int,
+    gpus: int = 0,
+    allow_cpu: bool = True,
+) -> tuple[Any, str]:
+    """An ``app.Simulation`` on the fastest platform present, and its platform's name.
 
     Parameters
     ----------
@@ -131,6 +134,8 @@ def create_context(
         Threads on the CPU platform.
     gpus : int
         Devices that the task was given; without one ``auto`` takes no GPU platform.
+    allow_cpu : bool
+        Whether ``auto`` may fall back to the CPU although a device was given.
 
     Raises
     ------
@@ -141,7 +146,7 @@ def create_context(
     order: tuple[str, ...]
     if settings.platform == "auto":
         on_cpu = ("Reference", "CPU") if system.getNumParticles() < _SMALL_SYSTEM else ("CPU", "Reference")
-        order = (*_GPU_PLATFORMS, *on_cpu) if gpus else on_cpu
+        order = on_cpu if not gpus else (*_GPU_PLATFORMS, *on_cpu) if allow_cpu else _GPU_PLATFORMS
     else:
         order = (settings.platform,)
     reasons = []
@@ -167,9 +172,13 @@ def create_context(
         except openmm.OpenMMException as error:
             reasons.append(f"{name}: {error}")
             continue
-        device = os.environ.get("CUDA_VISIBLE_DEVICES") or "0" if name in _GPU_PLATFORMS else None
-        return simulation, name, device
-    raise PlatformError(f"simulate.platform = '{settings.platform}' cannot run here: " + "; ".join(reasons))
+        return simulation, name
+    hint = ". A simulation that was given a GPU does not fall back to the CPU unless resource.require_gpu=false"
+    raise PlatformError(
+        f"simulate.platform = '{settings.platform}' cannot run here: "
+        + "; ".join(reasons)
+        + (hint if gpus and not allow_cpu else "")
+    )
 
 
 def run_segment(
@@ -183,8 +192,6 @@ def run_segment(
     n_frames: int | None,
     *,
     names: tuple[str, str, str],
-    platform: str,
-    device: str | None,
     should_stop: Callable[[], StopReason | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
 ) -> SegmentResult:
@@ -230,7 +237,7 @@ def run_segment(
         ]
     )
     began = time.monotonic()
-    ended_by: Literal["length", "clock", "stop_request", "walltime"] = "length"
+    ended_by: Literal["length", "clock", "stop_request", "walltime", "budget"] = "length"
     whole, whole_step = first, first_step
     while n_frames is None or writer.n_frames < n_frames:
         reason = _step_to_next_frame(simulation, interval, should_stop)
@@ -263,8 +270,6 @@ def run_segment(
         start_time_ps=first.getTime().value_in_unit(unit.picosecond),
         time_ps=steps * settings.time_step_fs * 1e-3,
         ended_by=ended_by,
-        platform=platform,
-        device=device,
         seconds_md=seconds,
         min_rmsd=writer.min_rmsd,
         min_rmsd_frame=writer.min_rmsd_frame,

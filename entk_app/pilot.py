@@ -24,11 +24,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from entk_app.batch import find_end_unix
 from entk_app.campaign import Campaign
-from entk_app.errors import CampaignFailed, Interrupted
+from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, SettingsError
 from entk_app.layout import RunLayout
+from entk_app.records import Deadline, PilotRecord, read_lines, write_lines
 from entk_app.resources import Resource
-from entk_app.settings import ResourceSettings
+from entk_app.settings import ResourceSettings, Settings
 
 if TYPE_CHECKING:
     from entk_app.workflow import AdaptiveWorkflow
@@ -60,12 +62,13 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     temporary = layout.radical / "tmp"
     for folder in (private, configs, temporary):
         folder.mkdir(parents=True, exist_ok=True)
-    own = home / ".radical" / "pilot" / "configs"
+    own = Path(os.environ.get("ENTK_APP_HOME", home)) / ".radical" / "pilot" / "configs"
     if own.is_dir():
         shutil.copytree(own, configs, dirs_exist_ok=True)
     path = configs / f"resource_{resource.site}.json"
-    entries = {resource.key: resource.entry}
-    path.write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    # The agent of a queued pilot does not have this process' environment: its folder is written out.
+    entry = {**resource.entry, "default_remote_workdir": str(layout.radical)}
+    path.write_text(json.dumps({resource.key: entry}, indent=2), encoding="utf-8")
     # The agent's scripts do not quote PATH either.
     path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if _is_shell_safe(entry)]
     os.environ.setdefault("ENTK_APP_HOME", str(home))
@@ -84,6 +87,9 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
         }
     )
     os.environ.setdefault("RADICAL_LOG_LVL", "WARNING")
+    if resource.submit and resource.scheduler == "slurm" and resource.node_gpus:
+        # RADICAL-Pilot asks Slurm for nodes only; without this its steps have no device.
+        os.environ.setdefault("SBATCH_GRES", f"gpu:{resource.node_gpus}")
     # radical asks PWD, not getcwd(), where its session folder goes.
     os.chdir(layout.radical)
     os.environ["PWD"] = str(layout.radical)
@@ -100,7 +106,7 @@ def describe_resource(settings: ResourceSettings, resource: Resource) -> dict[st
     for key, value in (
         ("queue", settings.queue),
         ("project", settings.project),
-        ("access_schema", settings.access_schema),
+        ("access_schema", resource.schema),
     ):
         if value is not None:
             description[key] = value
@@ -108,26 +114,42 @@ def describe_resource(settings: ResourceSettings, resource: Resource) -> dict[st
 
 
 def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
-    """Run a campaign to its end on a pilot.
+    """Run a campaign, from its start or from where an earlier pilot left it, on a pilot to its end.
 
     Raises
     ------
+    SettingsError
+        There is no time or budget left; no pilot was started.
     Interrupted
         By SIGINT or SIGTERM; tasks were asked to save and end, and no process of the campaign is left.
     CampaignFailed
         The pilot or a decision failed; the message says where the logs are.
     """
-    with _shell_safe(campaign.layout) as (layout, prefix):
-        _run(campaign, resource, layout, prefix)
+    # Of a pilot whose launcher was killed.
+    end_processes(campaign.layout)
+    log = PilotLog(campaign.layout, campaign.settings, resource)
+    log.begin()
+    if not resource.submit:
+        # A queued pilot's time begins when it is active.
+        campaign.limit_time(log.find_deadline())
+    with _shell_safe(campaign.layout, campaign.settings.resource.scratch) as (layout, prefix):
+        try:
+            _run(campaign, resource, layout, prefix, log)
+        finally:
+            log.end()
 
 
-def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path) -> None:
+def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path, log: PilotLog) -> None:
     manager: Any = None
     workflow: AdaptiveWorkflow | None = None
     cause: BaseException | None = None
+    pilot_state: str | None = None
     with _Signals(layout) as signals:
         try:
             prepare_environment(layout, resource, prefix)
+            stage = campaign.resume() if campaign.layout.decisions.exists() else campaign.start()
+            if stage is None:
+                return
             from radical import entk
 
             from entk_app.entk_pauses import apply_pauses
@@ -136,9 +158,11 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
             apply_pauses()
             manager = entk.AppManager(reattempts=1)
             manager.resource_desc = describe_resource(campaign.settings.resource, resource)
-            workflow = AdaptiveWorkflow(campaign, layout, prefix / "bin" / Path(sys.executable).name)
+            python = prefix / "bin" / Path(sys.executable).name
+            workflow = AdaptiveWorkflow(campaign, layout, python, resource, stage, log.number)
             manager.workflow = [workflow.pipeline]
-            manager.run()
+            with _watch_pilot(manager, campaign, resource, log):
+                manager.run()
         except (Exception, KeyboardInterrupt) as error:
             # EnTK raises EnTKError for nearly everything, an interrupt included: what it was is told below.
             logger.debug("EnTK ended with %r", error, exc_info=True)
@@ -157,7 +181,7 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
         cause = RuntimeError("the pilot failed to start or died")
     if interrupted:
         campaign.end("interrupted", f"interrupted by {signals.received[0].name}")
-        raise Interrupted("interrupted; what was finished is kept in the run folder")
+        raise Interrupted("interrupted; what was finished is kept in the run folder, --resume goes on with it")
     if cause is None and campaign.final_decision is None:
         cause = RuntimeError("EnTK ended the pipeline before the campaign was over")
     if cause is not None:
@@ -170,21 +194,160 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
         )
 
 
+def check_time_left(layout: RunLayout, settings: Settings, resource: Resource) -> None:
+    """Refuse a pilot for which no walltime or budget is left.
+
+    Raises
+    ------
+    SettingsError
+    """
+    if settings.stop.budget_gpu_hours is not None and not resource.gpus:
+        raise SettingsError(
+            f"stop.budget_gpu_hours = {settings.stop.budget_gpu_hours:g}: {resource.label} has no GPU, it would "
+            "never be spent"
+        )
+    log = PilotLog(layout, settings, resource)
+    log.add()
+    log.find_deadline()
+
+
+class PilotLog:
+    """The pilots of a campaign in ``pilots.jsonl``: what was asked for, when each began and ended.
+
+    Parameters
+    ----------
+    layout : RunLayout
+    settings : Settings
+    resource : Resource
+    """
+
+    def __init__(self, layout: RunLayout, settings: Settings, resource: Resource) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._resource = resource
+        self._records = [self._close(record) for record in read_lines(PilotRecord, layout.pilots)]
+
+    @property
+    def number(self) -> int:
+        """Of the present pilot, from 0."""
+        return len(self._records) - 1
+
+    def begin(self) -> None:
+        """Note a pilot that is about to be asked for."""
+        self.add()
+        self._write()
+
+    def add(self) -> None:
+        self._records.append(
+            PilotRecord(
+                number=len(self._records),
+                session=None,
+                resource=self._resource.label,
+                nodes=self._resource.nodes,
+                cores=self._resource.cores,
+                gpus=self._resource.gpus,
+                walltime_min=self._settings.resource.walltime_min,
+                queued=self._resource.submit,
+                unix_submitted=time.time(),
+            )
+        )
+
+    def update(self, **changes: Any) -> None:
+        self._records[-1] = self._records[-1].model_copy(update=changes)
+        self._write()
+
+    def end(self) -> None:
+        """Note the end of the present pilot."""
+        self.update(unix_end=time.time())
+
+    def find_deadline(self) -> Deadline:
+        """When tasks end in order, for the pilot to be closed within its walltime, the job's and the budget.
+
+        Raises
+        ------
+        SettingsError
+            Nothing is left of one of them.
+        """
+        minutes, record = self._settings.resource.walltime_min, self._records[-1]
+        closing = _closing_seconds(minutes)
+        began = record.unix_submitted if record.unix_began is None else record.unix_began
+        limits = [Deadline(end_by_unix=began + 60.0 * minutes - closing, limit="walltime")]
+        job_end = None if record.queued else find_end_unix(os.environ)
+        if job_end is not None:
+            limits.append(Deadline(end_by_unix=job_end - closing, limit="walltime"))
+        budget = self._settings.stop.budget_gpu_hours
+        if budget is not None:
+            left = budget - sum(earlier.gpu_hours for earlier in self._records[:-1])
+            seconds = 3600.0 * left / record.gpus
+            limits.append(Deadline(end_by_unix=began + seconds - min(closing, 0.1 * seconds), limit="budget"))
+        first = min(limits, key=lambda deadline: deadline.end_by_unix)
+        if first.end_by_unix <= time.time():
+            raise SettingsError(f"no {first.limit} is left for another pilot: nothing was started")
+        return first
+
+    def _close(self, record: PilotRecord) -> PilotRecord:
+        """A pilot whose end nobody noted ended with the last sign of life of its agent."""
+        if record.unix_end is not None:
+            return record
+        folder = self._layout.radical / "radical.pilot.sandbox" / (record.session or "none")
+        signs = [path.stat().st_mtime for path in folder.rglob("*.prof")]
+        return record.model_copy(update={"unix_end": max(signs, default=record.unix_submitted)})
+
+    def _write(self) -> None:
+        write_lines(self._layout.pilots, self._records)
+
+
 @contextmanager
-def _shell_safe(layout: RunLayout) -> Iterator[tuple[RunLayout, Path]]:
+def _watch_pilot(manager: Any, campaign: Campaign, resource: Resource, log: PilotLog) -> Iterator[None]:
+    """Note when the pilot becomes active; a queued one's time begins then."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            pilot = getattr(getattr(manager, "_rmgr", None), "pilot", None)
+            if pilot is None or pilot.state != "PMGR_ACTIVE":
+                continue
+            log.update(unix_active=time.time(), session=manager.sid)
+            if resource.submit:
+                try:
+                    campaign.limit_time(log.find_deadline())
+                except EntkAppError:
+                    logger.exception("the pilot came too late")
+            return
+
+    thread = threading.Thread(target=watch, name="pilot", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _closing_seconds(walltime_min: float) -> float:
+    """Time kept at the end of the walltime to close files and the pilot."""
+    return min(60.0, 0.1 * walltime_min * 60.0)
+
+
+@contextmanager
+def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLayout, Path]]:
     """Run folder and Python under names without spaces or quotes, which RADICAL-Pilot's scripts cannot take.
 
     Where their own names have some, both are reached through links, and what radical writes is moved into the run
-    folder at the end.
+    folder at the end; likewise where radical is to write to a scratch folder.
     """
     prefix = Path(sys.prefix)
-    if _is_shell_safe(layout.root) and _is_shell_safe(prefix):
+    if _is_shell_safe(layout.root) and _is_shell_safe(prefix) and scratch is None:
         yield layout, prefix
         return
-    folder = Path(tempfile.mkdtemp(prefix="entk-app-"))
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="entk-app-", dir=scratch))
     (folder / "run").symlink_to(layout.root, target_is_directory=True)
-    environment = folder / "environment"
-    _link_environment(prefix, environment)
+    environment = prefix
+    if not _is_shell_safe(prefix):
+        environment = folder / "environment"
+        _link_environment(prefix, environment)
     safe = RunLayout(folder / "run", scratch=folder)
     for part in (safe.radical, safe.logs):
         part.mkdir()
@@ -192,8 +355,9 @@ def _shell_safe(layout: RunLayout) -> Iterator[tuple[RunLayout, Path]]:
         yield safe, environment
     finally:
         os.chdir(layout.root)
+        # An earlier pilot's are there already.
         for source, target in ((safe.radical, layout.radical), (safe.logs, layout.logs)):
-            shutil.move(source, target)
+            shutil.copytree(source, target, dirs_exist_ok=True, symlinks=True)
         shutil.rmtree(folder)
 
 

@@ -42,6 +42,37 @@ class FrameRef(Record):
         return (self.simulation, self.segment, self.frame)
 
 
+class Placement(Record):
+    """Where a task ran.
+
+    Attributes
+    ----------
+    host : str
+    task, session : str or None
+        RADICAL-Pilot's names of the task and its session; None in process.
+    devices : tuple of str
+        GPUs that the task was given: uuid where the driver tells, else the id.
+    cores : tuple of int
+        Cores (hardware threads) that are its own where ``pinned``, else those that it may use.
+    pinned : bool
+        Whether the process was bound to them here.
+    emulated : bool
+        Devices and cores are counted only; none of them is there.
+    """
+
+    host: str
+    task: str | None
+    session: str | None
+    devices: tuple[str, ...]
+    cores: tuple[int, ...]
+    pinned: bool
+    emulated: bool
+
+    @property
+    def device(self) -> str | None:
+        return ",".join(self.devices) or None
+
+
 class SystemRecord(Record):
     """What is simulated, as built at the start of the campaign."""
 
@@ -71,11 +102,12 @@ class SimulateTask(Record):
     simulation: int
     segment: int
     iteration: int
+    decision: int
     seed: int
     origin: FrameRef | None
-    end_by_unix: float | None
     cores: int
     gpus: int
+    allow_cpu: bool = False
 
 
 class SegmentRecord(Record):
@@ -84,6 +116,7 @@ class SegmentRecord(Record):
     simulation: int
     segment: int
     iteration: int
+    decision: int
     origin: FrameRef | None
     seed: int
     n_frames: int
@@ -97,9 +130,10 @@ class SegmentRecord(Record):
     platform: str
     device: str | None
     cores: int
+    placement: Placement | None = None
     friction_per_ps: float
     temperature_k: float
-    ended_by: Literal["length", "clock", "stop_request", "walltime"]
+    ended_by: Literal["length", "clock", "stop_request", "walltime", "budget"]
     seconds_setup: float
     seconds_md: float
     ns_per_day: float
@@ -132,10 +166,10 @@ class TrainTask(Record):
     latent_dim: int
     seed: int
     segments: tuple[SegmentKey, ...]
-    end_by_unix: float | None
     encode_all: bool
     cores: int
     gpus: int
+    allow_cpu: bool = False
 
 
 class ModelRecord(Record):
@@ -158,7 +192,9 @@ class ModelRecord(Record):
     seconds_train: float
     seconds_per_epoch: float
     inference_ms_per_frame: float | None
-    device: str
+    platform: Literal["GPU", "CPU"]
+    device: str | None
+    placement: Placement | None = None
     seed: int
     unix_start: float
     unix_end: float
@@ -179,6 +215,7 @@ class AnalyseTask(Record):
     segments: tuple[SegmentKey, ...]
     cores: int
     gpus: int
+    allow_cpu: bool = False
 
 
 class ModelOutliers(Record):
@@ -227,6 +264,7 @@ class AnalysisRecord(Record):
     min_rmsd_angstrom: float | None
     seconds_encode: float
     seconds_outliers: float
+    placement: Placement | None = None
     unix_start: float
     unix_end: float
 
@@ -246,7 +284,7 @@ class Decision(Record):
 
     index: int
     iteration: int
-    next: Literal["simulate", "learn", "stop"]
+    next: Literal["simulate", "learn", "simulate+learn", "stop"]
     reason: str
     stop_reason: str | None = None
     actions: tuple[Action, ...] = ()
@@ -254,6 +292,40 @@ class Decision(Record):
     n_outliers: int | None = None
     min_rmsd_angstrom: float | None = None
     unix: float = 0.0
+
+
+class Deadline(Record):
+    """When the tasks of the present pilot end in order, and what for."""
+
+    end_by_unix: float
+    limit: Literal["walltime", "budget"]
+
+
+class PilotRecord(Record):
+    """A pilot of the campaign: what was asked for, and its life. ``None``: not yet, or nobody was left to say."""
+
+    number: int
+    session: str | None
+    resource: str
+    nodes: int
+    cores: int
+    gpus: int
+    walltime_min: float
+    queued: bool
+    unix_submitted: float
+    unix_active: float | None = None
+    unix_end: float | None = None
+
+    @property
+    def unix_began(self) -> float | None:
+        """From when on it costs: a pilot in a queue does not."""
+        return self.unix_active if self.queued else self.unix_submitted
+
+    @property
+    def gpu_hours(self) -> float:
+        if self.unix_began is None or self.unix_end is None:
+            return 0.0
+        return self.gpus * max(0.0, self.unix_end - self.unix_began) / 3600.0
 
 
 class RunInfo(Record):
@@ -333,6 +405,11 @@ def append_record(path: Path, record: Record) -> None:
         stream.write(record.model_dump_json() + "\n")
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def write_lines(path: Path, records: Iterable[Record]) -> None:
+    """Publish a JSON-lines file anew, whole or not at all."""
+    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
 
 
 def read_lines(kind: type[RecordType], path: Path) -> Iterator[RecordType]:

@@ -1,25 +1,37 @@
-"""Resource files: where a label's entry comes from and what its node has. Imports no radical.
+"""Resource files: where a label's entry comes from, what its nodes have, and what a campaign gets of them.
 
-RADICAL-Pilot reads ``resource_<site>.json``; a label is ``<site>.<key>``. Entries are looked up in the user's own
-``~/.radical/pilot/configs``, in this application's ``resource_configs/`` and in those that RADICAL-Pilot ships, in
-this order.
+RADICAL-Pilot reads ``resource_<site>.json``; a label is ``<site>.<key>``. Entries are looked up in the folder given
+with ``--resource-configs``, in the user's own ``~/.radical/pilot/configs``, in this application's
+``resource_configs/`` and in those that RADICAL-Pilot ships, in this order. Imports no radical.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entk_app.batch import Job, find_job
 from entk_app.errors import SettingsError
 from entk_app.settings import ResourceSettings, suggest
 
 LOCAL = "local.localhost"
+
+#: ``system_architecture.gpu`` of a resource whose devices are counted but not there.
+EMULATED = "emulated"
+
+#: RADICAL-Pilot's resource managers that read a batch job's environment, and the scheduler that they are for.
+BATCH_MANAGERS = {"SLURM": "slurm", "PBSPRO": "pbs", "TORQUE": "pbs", "LSF": "lsf", "COBALT": "cobalt", "CCM": "pbs"}
+
+#: Launch methods that choose a task's device themselves: RADICAL-Pilot is not to set CUDA_VISIBLE_DEVICES.
+_PLACING_LAUNCHERS = ("SRUN", "JSRUN", "APRUN", "PRTE", "FLUX")
 
 
 @dataclass(frozen=True)
@@ -30,13 +42,17 @@ class Resource:
     ----------
     label : str
     entry : dict
-        The resource file's entry, with the cores and GPUs of this request.
+        The resource file's entry, filled in for this request.
     source : Path
         The file that it stands in.
-    cores, gpus : int
-        Of the whole pilot; cores count hardware threads.
-    node_cores : int
+    nodes, cores, gpus : int
+        Of the whole pilot; cores count hardware threads where the entry's ``smt`` says so.
+    node_cores, node_gpus : int
         Of one node.
+    schema : str or None
+        Access schema.
+    submit : bool
+        Whether the pilot is queued as a batch job.
     """
 
     label: str
@@ -45,6 +61,11 @@ class Resource:
     cores: int
     gpus: int
     node_cores: int
+    node_gpus: int = 0
+    nodes: int = 1
+    schema: str | None = None
+    submit: bool = False
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def site(self) -> str:
@@ -54,10 +75,54 @@ class Resource:
     def key(self) -> str:
         return self.label.split(".", 1)[1]
 
+    @property
+    def manager(self) -> str:
+        return str(self.entry.get("resource_manager") or "FORK").upper()
 
-def config_folders(home: Path | None = None) -> list[Path]:
-    """Folders with resource files, the one that wins first."""
-    folders = [(home or Path.home()) / ".radical" / "pilot" / "configs"]
+    @property
+    def scheduler(self) -> str | None:
+        """slurm, pbs, lsf or cobalt: by the endpoint that a pilot is queued at, else by the resource manager."""
+        for schema in (self.entry.get("schemas") or {}).values():
+            name = _endpoint(schema)
+            if name != "fork":
+                return {"pbspro": "pbs", "torque": "pbs"}.get(name, name)
+        return BATCH_MANAGERS.get(self.manager)
+
+    @property
+    def launcher(self) -> str:
+        """RADICAL-Pilot's launch method that is tried first."""
+        order = (self.entry.get("launch_methods") or {}).get("order") or ["FORK"]
+        return str(order[0]).upper()
+
+    @property
+    def places_devices(self) -> bool:
+        """Whether the launch method gives a task its device, in place of RADICAL-Pilot."""
+        return self.launcher in _PLACING_LAUNCHERS
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its devices are only counted: tasks share this machine, and there is no GPU."""
+        return (self.entry.get("system_architecture") or {}).get("gpu") == EMULATED
+
+    @property
+    def is_fork(self) -> bool:
+        return self.manager == "FORK"
+
+
+def config_folders(home: Path | None = None, given: Path | None = None) -> list[Path]:
+    """Folders with resource files, the one that wins first.
+
+    Raises
+    ------
+    SettingsError
+        The folder given holds no resource file.
+    """
+    folders = []
+    if given is not None:
+        if not any(given.glob("resource_*.json")):
+            raise SettingsError(f"--resource-configs {given}: there is no resource_<site>.json in it")
+        folders.append(given)
+    folders.append((home or Path.home()) / ".radical" / "pilot" / "configs")
     folders.append(Path(__file__).resolve().parent / "resource_configs")
     # Finding radical.pilot does not import it: its import reads an environment that is not prepared yet.
     spec = importlib.util.find_spec("radical.pilot")
@@ -82,36 +147,109 @@ def read_entries(folders: list[Path]) -> dict[str, tuple[dict[str, Any], Path]]:
     return entries
 
 
-def find_resource(settings: ResourceSettings, folders: list[Path] | None = None) -> Resource:
-    """The entry of ``resource.label`` and what this campaign gets of it.
+def get_entry(label: str, entries: Mapping[str, tuple[dict[str, Any], Path]]) -> tuple[dict[str, Any], Path]:
+    """The entry of a label and its file.
 
     Raises
     ------
     SettingsError
-        There is no such label, or its file does not say how many cores a node has and neither do the settings.
+        There is no such label; the near ones are named.
+    """
+    if label in entries:
+        return entries[label]
+    site, _, key = label.partition(".")
+    near = [other for other in entries if other.split(".")[0] == site or other.split(".", 1)[1] == key]
+    if near:
+        hint = f"{suggest(label, entries)}; near: {', '.join(sorted(near)[:8])}"
+    else:
+        sites = sorted({other.split(".")[0] for other in entries})
+        hint = f"{suggest(label, entries)}; files exist for the sites {', '.join(sites)}"
+    raise SettingsError(f"resource.label = '{label}': no resource file has it{hint} (entk-app resources lists them)")
+
+
+def find_resource(
+    settings: ResourceSettings, folders: list[Path] | None = None, environment: Mapping[str, str] | None = None
+) -> Resource:
+    """The entry of ``resource.label`` and what this campaign gets of it. Starts and looks up nothing elsewhere.
+
+    Parameters
+    ----------
+    settings : ResourceSettings
+    folders : list of Path
+        Where resource files are; None: :func:`config_folders`.
+    environment : mapping
+        The launcher's, for the batch job that it may be in; None: ``os.environ``.
+
+    Raises
+    ------
+    SettingsError
+        There is no such label, it does not say how large a node is and neither do the settings, or more is asked for
+        than it has.
     """
     entries = read_entries(folders if folders is not None else config_folders())
-    if settings.label not in entries:
-        sites = sorted({label.split(".")[0] for label in entries})
+    entry, source = get_entry(settings.label, entries)
+    entry = json.loads(json.dumps(entry))
+    job = find_job(environment if environment is not None else os.environ)
+    _fill_node(entry, settings, job)
+    threads = _count_threads(entry)
+    node_cores, node_gpus = int(entry.get("cores_per_node") or 0) * threads, int(entry.get("gpus_per_node") or 0)
+    if not node_cores:
         raise SettingsError(
-            f"resource.label = '{settings.label}': no resource file has it{suggest(settings.label, entries)}; "
-            f"files exist for the sites {', '.join(sites)}"
+            f"resource.cores_per_node: {source.name} leaves open how many cores a node of '{settings.label}' has: "
+            "give it, and resource.gpus_per_node"
         )
-    entry, source = entries[settings.label]
-    cores, gpus = settings.cores, settings.gpus
-    if settings.label == LOCAL:
-        cores = cores or len(os.sched_getaffinity(0))
-        gpus = count_gpus() if gpus is None else gpus
-        entry = {**entry, "cores_per_node": cores, "gpus_per_node": gpus}
-    else:
-        cores = cores or int(entry.get("cores_per_node") or 0) * _count_threads(entry)
-        gpus = int(entry.get("gpus_per_node") or 0) if gpus is None else gpus
-    if not cores:
+    nodes = settings.nodes or _count_nodes(entry, settings, job, node_cores, node_gpus)
+    cores = nodes * node_cores if settings.cores is None else settings.cores
+    gpus = nodes * node_gpus if settings.gpus is None else settings.gpus
+    _check_size(settings, entry, nodes, cores, gpus, node_cores, node_gpus)
+    if nodes == 1:
+        # RADICAL-Pilot always gives out whole nodes: a part of one is a node of that size.
+        node_cores, node_gpus = cores, gpus
+        entry["cores_per_node"], entry["gpus_per_node"] = math.ceil(cores / threads), gpus
+    schema = _choose_schema(settings, entry)
+    return Resource(
+        label=settings.label,
+        entry=entry,
+        source=source,
+        cores=cores,
+        gpus=gpus,
+        node_cores=node_cores,
+        node_gpus=node_gpus,
+        nodes=nodes,
+        schema=schema,
+        submit=settings.submit,
+    )
+
+
+def check_presence(resource: Resource, environment: Mapping[str, str] | None = None) -> None:
+    """Refuse to start where the resource is not: before any pilot, with what to do instead.
+
+    Raises
+    ------
+    SettingsError
+    """
+    job = find_job(environment if environment is not None else os.environ)
+    scheduler = resource.scheduler
+    how = f"queue the pilot from here with --submit, or start in a job (entk-app job --resource {resource.label})"
+    if resource.submit:
+        if job is not None:
+            raise SettingsError(f"--submit: this is inside {job}: leave it out, the pilot then takes this job's nodes")
+        return
+    if resource.manager in BATCH_MANAGERS:
+        if job is None:
+            raise SettingsError(f"{resource.label}: this is not inside a {scheduler} job: {how}")
+        if job.nodes is not None and job.nodes < resource.nodes:
+            raise SettingsError(f"resource.nodes = {resource.nodes}: {job} has {job.nodes}")
+        return
+    if resource.is_emulated:
+        return
+    cores, gpus = len(os.sched_getaffinity(0)), count_gpus()
+    if resource.is_fork and (resource.cores > cores or resource.gpus > gpus):
+        hint = f"{how}; " if scheduler else ""
         raise SettingsError(
-            f"resource.cores: {source.name} does not say how many cores '{settings.label}' has; give it"
+            f"{resource.label} wants {resource.cores} cores and {resource.gpus} GPUs, this machine has {cores} and "
+            f"{gpus}: {hint}to try its shape on any machine take local.dgx2_emulated"
         )
-    node_cores = int(entry.get("cores_per_node") or 0) * _count_threads(entry) or cores
-    return Resource(settings.label, entry, source, cores, gpus, node_cores)
 
 
 def count_gpus() -> int:
@@ -124,6 +262,86 @@ def count_gpus() -> int:
         return 0
     listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=60, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _fill_node(entry: dict[str, Any], settings: ResourceSettings, job: Job | None) -> None:
+    """Cores and GPUs of a node: this machine's, the file's, the settings', or the batch job's."""
+    if settings.label == LOCAL:
+        entry["cores_per_node"], entry["gpus_per_node"] = len(os.sched_getaffinity(0)), count_gpus()
+        return
+    for key, asked, of_job in (
+        ("cores_per_node", settings.cores_per_node, job.node_cores if job else None),
+        ("gpus_per_node", settings.gpus_per_node, job.node_gpus if job else None),
+    ):
+        if asked is not None:
+            if entry.get(key) and asked > entry[key]:
+                raise SettingsError(f"resource.{key} = {asked}: a node of {settings.label} has {entry[key]}")
+            entry[key] = asked
+        elif not entry.get(key) and of_job is not None:
+            entry[key] = of_job
+
+
+def _count_nodes(
+    entry: dict[str, Any], settings: ResourceSettings, job: Job | None, node_cores: int, node_gpus: int
+) -> int:
+    if entry.get("resource_manager", "FORK").upper() == "FORK":
+        return 1
+    if settings.cores is None and settings.gpus is None:
+        return (job.nodes if job is not None and not settings.submit else None) or 1
+    by_cores = math.ceil((settings.cores or 0) / node_cores)
+    by_gpus = math.ceil((settings.gpus or 0) / node_gpus) if node_gpus else 0
+    return max(1, by_cores, by_gpus)
+
+
+def _check_size(
+    settings: ResourceSettings,
+    entry: dict[str, Any],
+    nodes: int,
+    cores: int,
+    gpus: int,
+    node_cores: int,
+    node_gpus: int,
+) -> None:
+    label = settings.label
+    one_node = entry.get("resource_manager", "FORK").upper() == "FORK"
+    if one_node and nodes > 1 and (entry.get("system_architecture") or {}).get("gpu") != EMULATED:
+        raise SettingsError(f"resource.nodes = {nodes}: {label} is one node")
+    for key, asked, of_node, what in (("cores", cores, node_cores, "cores"), ("gpus", gpus, node_gpus, "GPUs")):
+        if asked > nodes * of_node:
+            has = f"{nodes} nodes of {label} have {nodes * of_node}" if nodes > 1 else f"{label} has {of_node}"
+            raise SettingsError(
+                f"resource.{key} = {asked}: {has} {what}"
+                + ("; local.dgx2_emulated fakes a larger node" if label == LOCAL else "")
+            )
+
+
+def _choose_schema(settings: ResourceSettings, entry: dict[str, Any]) -> str | None:
+    """The schema asked for; else one that queues a job where ``submit`` is set, one that forks where it is not."""
+    schemas = entry.get("schemas") or {}
+    if settings.access_schema is not None:
+        if settings.access_schema not in schemas:
+            raise SettingsError(
+                f"resource.access_schema = '{settings.access_schema}': {settings.label} has {', '.join(schemas)}"
+            )
+        return settings.access_schema
+    default = entry.get("default_schema")
+    ordered = sorted(schemas, key=lambda name: name != default)
+    wanted = [name for name in ordered if (_endpoint(schemas[name]) == "fork") != settings.submit]
+    if wanted:
+        return wanted[0]
+    if settings.submit:
+        raise SettingsError(
+            f"--submit: {settings.label} has no schema for a batch system (it has {', '.join(schemas) or 'none'})"
+        )
+    # Inside a job of its scheduler RADICAL-Pilot forks whatever the schema says.
+    return default
+
+
+def _endpoint(schema: Any) -> str:
+    """What a schema submits through: fork, slurm, pbspro, lsf ..."""
+    url = str((schema or {}).get("job_manager_endpoint") or "fork") if isinstance(schema, dict) else "fork"
+    parts = [part for part in url.split(":")[0].split("+") if part not in ("ssh", "gsissh")]
+    return parts[0] if parts else "fork"
 
 
 def _count_threads(entry: dict[str, Any]) -> int:

@@ -6,6 +6,7 @@ Validators check; they never read files, make folders or draw numbers.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
@@ -21,6 +22,14 @@ from entk_app.errors import SettingsError
 
 #: Pairs of keys of which a campaign has exactly one: giving one clears a default of the other.
 ALTERNATIVES = (("simulate.segment_ns", "simulate.segment_minutes"),)
+
+#: Keys whose value is a path: relative ones are made absolute.
+_PATHS = (
+    "system.pdb",
+    "system.reference",
+    "resource.scratch",
+    *(f"resource.environments.{stage}" for stage in ("simulate", "train", "analyse")),
+)
 
 
 class _Group(BaseModel):
@@ -153,24 +162,58 @@ class StopSettings(_Group):
     )
     max_iterations: int = Field(100, ge=1, description="iterations of simulate, train, analyse")
     max_time_us: float | None = Field(None, gt=0, description="aggregate simulated time")
+    budget_gpu_hours: float | None = Field(
+        None, gt=0, description="GPU-hours of all pilots of the campaign; it ends in order before it overspends"
+    )
+
+
+class EnvironmentSettings(_Group):
+    """Python environments of the tasks, by stage; null: the launcher's own."""
+
+    simulate: Path | None = Field(None, description="prefix of an environment (it has bin/python) with entk-app in it")
+    train: Path | None = Field(None, description="likewise")
+    analyse: Path | None = Field(None, description="likewise")
 
 
 class ResourceSettings(_Group):
-    """Where it runs: a RADICAL-Pilot label and how its node is divided."""
+    """Where it runs: a RADICAL-Pilot label and how its nodes are divided."""
 
     label: str = Field("local.localhost", pattern=r"^[\w-]+\.[\w.-]+$", description="<site>.<key> of a resource file")
-    cores: int | None = Field(None, ge=1, description="cores to ask for; null: as the resource says")
-    gpus: int | None = Field(None, ge=0, description="GPUs to ask for; null: as the resource says")
+    nodes: int | None = Field(None, ge=1, le=10_000, description="nodes to ask for; null: as cores and gpus need")
+    cores: int | None = Field(
+        None, ge=1, description="cores (hardware threads where the resource counts them) to ask for; null: whole nodes"
+    )
+    gpus: int | None = Field(None, ge=0, description="GPUs to ask for; null: whole nodes")
+    cores_per_node: int | None = Field(
+        None, ge=1, description="cores of a node, where the resource file leaves it open (slurm.cluster ...)"
+    )
+    gpus_per_node: int | None = Field(None, ge=0, description="GPUs of a node, likewise")
     cores_per_simulation: int | None = Field(
         None, ge=1, description="cores of a simulation; null: one on a CPU, an equal share beside a GPU"
     )
-    md_slots: int | None = Field(None, ge=1, description="simulations at a time once learning began; null: all slots")
-    ml_slots: int | None = Field(None, ge=1, description="trainings at a time; null: all slots")
+    md_slots: int | None = Field(
+        None,
+        ge=1,
+        description="simulations at a time once learning began; null: three of four GPUs, or all slots without GPUs",
+    )
+    ml_slots: int | None = Field(
+        None, ge=1, description="trainings at a time; null: the other GPUs, at most one a model, or all slots"
+    )
+    require_gpu: bool | None = Field(
+        None, description="a task that was given a GPU and finds none fails; null: unless the resource is emulated"
+    )
     walltime_min: float = Field(60.0, gt=0, le=100_000, description="walltime of the pilot")
-    queue: str | None = Field(None, description="batch queue")
+    queue: str | None = Field(None, description="batch queue or partition")
     project: str | None = Field(None, description="project or account that is charged")
-    access_schema: str | None = Field(None, description="schema of the resource file; null: its default")
+    submit: bool = Field(
+        False, description="queue the pilot as a batch job from here (--submit), not on the nodes of this job"
+    )
+    access_schema: str | None = Field(None, description="schema of the resource file; null: chosen by `submit`")
+    scratch: Path | None = Field(
+        None, description="folder, seen by all nodes, for radical's files and logs while it runs; null: the run folder"
+    )
     pre_exec: tuple[str, ...] = Field((), description="shell lines run before every task (module load ...)")
+    environments: EnvironmentSettings = Field(default_factory=EnvironmentSettings)
 
 
 class Settings(_Group):
@@ -311,7 +354,7 @@ def build_settings(
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        _merge(values, _as_mapping(layer, "the settings"))
+        _merge(values, copy.deepcopy(_as_mapping(layer, "the settings")))
     for text in assignments:
         key, equals, value = text.partition("=")
         key = key.strip()
@@ -323,11 +366,13 @@ def build_settings(
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(values, nested)
-    system = values.get("system")
-    if isinstance(system, dict):
-        for key in ("pdb", "reference"):
-            if isinstance(system.get(key), str) and system[key]:
-                system[key] = str((relative_to or Path.cwd()) / os.path.expanduser(system[key]))
+    for key in _PATHS:
+        *groups, name = key.split(".")
+        group: Any = values
+        for part in groups:
+            group = group.get(part) if isinstance(group, dict) else None
+        if isinstance(group, dict) and isinstance(group.get(name), str) and group[name]:
+            group[name] = str((relative_to or Path.cwd()) / os.path.expanduser(group[name]))
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -350,7 +395,7 @@ def render_template(preset: str) -> str:
         for name, field in model.model_fields.items():
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                lines.extend(["", f"# {(kind.__doc__ or '').splitlines()[0]}", f"{name}:"])
+                lines.extend(["", f"{indent}# {(kind.__doc__ or '').splitlines()[0]}", f"{indent}{name}:"])
                 describe(kind, data[name], indent + "  ")
             else:
                 value = yaml.safe_dump(data[name], default_flow_style=True, width=1000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,11 @@ class Slots:
     total: int
     simulate: int
     learn: int
+
+    @property
+    def is_split(self) -> bool:
+        """Whether models train on slots of their own while simulations go on; else the stages take turns."""
+        return self.simulate + self.learn <= self.total
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class History:
     used: frozenset[tuple[int, int, int]] = field(default=frozenset())
     seconds_left: float = float("inf")
     seconds_needed: float = 0.0
+    limit: Literal["walltime", "budget"] = "walltime"
 
     @property
     def alive(self) -> tuple[SimulationHistory, ...]:
@@ -99,8 +106,8 @@ class History:
 
 
 def decide_start(settings: Settings, slots: Slots) -> Decision:
-    """The first turn: every slot that simulates now starts from the initial structure."""
-    count = slots.total if settings.steering.initial_frames > 0 else slots.simulate
+    """The first turn: every slot starts a simulation from the initial structure, there is nothing to learn from yet."""
+    count = slots.total
     actions = tuple(
         Action(kind="start", simulation=number, reason="first simulations, from the initial structure")
         for number in range(count)
@@ -110,7 +117,7 @@ def decide_start(settings: Settings, slots: Slots) -> Decision:
 
 def decide_after_simulate(history: History, settings: Settings, slots: Slots) -> Decision:
     """After a simulate stage: stop, simulate on, or learn."""
-    stop = _check_stop(history, settings)
+    stop = find_stop(history, settings)
     if stop is not None:
         return stop
     if history.alive and all(s.failures >= MAX_FAILURES for s in history.alive):
@@ -130,7 +137,19 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
         )
         actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed)
         return _decision(history, "simulate", reason, actions)
-    return _decision(history, "learn", "train the models and look for outliers", ended)
+    if not slots.is_split:
+        return _decision(history, "learn", "train the models and look for outliers", ended)
+    # The slots that learning takes from the initial phase.
+    by_staleness = sorted(going_on, key=lambda s: _staleness(s, None), reverse=True)
+    released = by_staleness[: max(0, len(going_on) - slots.simulate)]
+    actions = (
+        *ended,
+        *_release(released),
+        *(_continue(s, "simulates on beside the first training") for s in going_on if s not in released),
+        *_fill_slots(slots.simulate - len(going_on), (), _next_id(history)),
+    )
+    reason = f"the models train on {slots.learn} slots, {slots.simulate} simulations go on beside them"
+    return _decision(history, "simulate+learn", reason, actions, iteration=history.iteration + 1)
 
 
 def decide_after_analysis(
@@ -145,7 +164,7 @@ def decide_after_analysis(
         None where the analysis failed: simulations go on, nothing is purged or restarted.
     """
     n_outliers = None if analysis is None else len(analysis.outliers)
-    stop = _check_stop(history, settings)
+    stop = find_stop(history, settings)
     if stop is None and history.iteration >= settings.stop.max_iterations:
         stop = _stop(history, "max_iterations", f"{history.iteration} iterations done, stop.max_iterations reached")
     if stop is not None:
@@ -156,7 +175,7 @@ def decide_after_analysis(
     ended, alive = _end_failed(history.alive)
     by_staleness = sorted(alive, key=lambda s: _staleness(s, last_outliers[s.simulation]), reverse=True)
 
-    # The slots that learning takes from the initial phase.
+    # Fewer slots simulate once learning has begun.
     released = by_staleness[: max(0, len(alive) - slots.simulate)]
     staying = [s for s in by_staleness if s not in released]
     free = slots.simulate - len(staying)
@@ -165,10 +184,7 @@ def decide_after_analysis(
     affordable = max(0, len(candidates) - free)
     purged, held = dict(purges[:affordable]), dict(purges[affordable:])
 
-    leaving = [
-        Action(kind="end", simulation=s.simulation, reason="its slot goes to learning after the initial phase")
-        for s in released
-    ]
+    leaving = _release(released)
     leaving += [Action(kind="purge", simulation=number, reason=reason) for number, reason in purged.items()]
     gone = {action.simulation for action in leaving}
     stays = []
@@ -187,8 +203,16 @@ def decide_after_analysis(
     n_restarts = sum(action.kind == "restart" for action in starts)
     reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
     actions = (*ended, *leaving, *stays, *starts)
-    decision = _decision(history, "simulate", reason, actions, iteration=history.iteration + 1)
+    following = "simulate+learn" if slots.is_split else "simulate"
+    decision = _decision(history, following, reason, actions, iteration=history.iteration + 1)
     return decision.model_copy(update={"n_outliers": n_outliers})
+
+
+def _release(simulations: Iterable[SimulationHistory]) -> list[Action]:
+    return [
+        Action(kind="end", simulation=s.simulation, reason="its slot goes to learning after the initial phase")
+        for s in simulations
+    ]
 
 
 def _choose_purges(
@@ -279,7 +303,8 @@ def explain_purge(simulation: SimulationHistory, last_outlier: int | None, setti
     return f"{n_frames} frames, none of the last {window} an outlier"
 
 
-def _check_stop(history: History, settings: Settings) -> Decision | None:
+def find_stop(history: History, settings: Settings) -> Decision | None:
+    """The end of the campaign, where a rule of ``stop`` or its time says so; else None."""
     stop = settings.stop
     best, lowest = history.best, history.min_rmsd_angstrom
     target = stop.target_rmsd_angstrom
@@ -295,8 +320,8 @@ def _check_stop(history: History, settings: Settings) -> Decision | None:
     if history.seconds_left < history.seconds_needed:
         return _stop(
             history,
-            "walltime",
-            f"{history.seconds_left / 60:.1f} min of walltime left, the next stage takes about "
+            history.limit,
+            f"{history.seconds_left / 60:.1f} min of {history.limit} left, the next stage takes about "
             f"{history.seconds_needed / 60:.1f} min",
         )
     return None

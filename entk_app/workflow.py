@@ -6,13 +6,18 @@ import json
 import logging
 import os
 import shlex
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import entk_app
+from entk_app import placement
 from entk_app.campaign import Campaign, StageSpec, TaskSpec
+from entk_app.errors import SettingsError
 from entk_app.layout import RunLayout
+from entk_app.resources import Resource
+from entk_app.settings import EnvironmentSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,12 @@ class AdaptiveWorkflow:
     layout : RunLayout
         The run folder under a name that RADICAL-Pilot's shell scripts can take.
     python : Path
-        Interpreter of the tasks, likewise.
+        Interpreter of the tasks that have no environment of their own, likewise.
+    resource : Resource
+    stage : StageSpec
+        The first one.
+    pilot : int
+        Number of this pilot among those of the campaign.
 
     Attributes
     ----------
@@ -39,17 +49,21 @@ class AdaptiveWorkflow:
         What stopped the campaign inside a ``post_exec``; EnTK itself would hang on it.
     """
 
-    def __init__(self, campaign: Campaign, layout: RunLayout, python: Path) -> None:
+    def __init__(
+        self, campaign: Campaign, layout: RunLayout, python: Path, resource: Resource, stage: StageSpec, pilot: int = 0
+    ) -> None:
         from radical import entk
 
         self._entk = entk
         self.campaign = campaign
         self.layout = layout
         self.python = python
+        self.resource = resource
+        self.pilot = pilot
         self.error: BaseException | None = None
         self.pipeline = entk.Pipeline()
         self.pipeline.name = "campaign"
-        self.pipeline.add_stages(self._build_stage(campaign.start()))
+        self.pipeline.add_stages(self._build_stage(stage))
 
     def _build_stage(self, spec: StageSpec) -> Any:
         stage = self._entk.Stage()
@@ -62,15 +76,15 @@ class AdaptiveWorkflow:
 
     def _build_task(self, spec: TaskSpec) -> Any:
         layout, settings = self.layout, self.campaign.settings
-        order = layout.root / spec.order.relative_to(self.campaign.layout.root)
         task = self._entk.Task()
         task.name = spec.name
-        # 'python' would be looked up after the agent has changed PATH.
-        task.executable = str(self.python)
-        task.arguments = ["-m", "entk_app.tasks", spec.kind, str(layout.root), str(order)]
-        task.sandbox = str(layout.task_sandbox(spec.name))
+        order = layout.root / spec.order.relative_to(self.campaign.layout.root)
+        task.executable, *task.arguments = build_command(
+            spec, layout.root, order, find_python(settings.resource.environments, spec.kind, self.python)
+        )
+        task.sandbox = str(layout.task_sandbox(spec.name, self.pilot))
         task.pre_exec = build_pre_exec(settings.resource.pre_exec)
-        task.environment = build_environment(os.environ, spec.cores, layout.radical / "home", spec.gpus)
+        task.environment = build_environment(os.environ, spec, layout.radical / "home", self.resource)
         task.cpu_reqs = {
             "cpu_processes": 1,
             "cpu_process_type": None,
@@ -78,10 +92,11 @@ class AdaptiveWorkflow:
             "cpu_thread_type": None,
         }
         if spec.gpus:
-            # With the type CUDA, RADICAL-Pilot sets CUDA_VISIBLE_DEVICES to the device that it assigned.
+            # With the type CUDA, RADICAL-Pilot sets CUDA_VISIBLE_DEVICES to the device that it assigned; a launch
+            # method that assigns devices itself must not be overruled.
             task.gpu_reqs = {
                 "gpu_processes": spec.gpus,
-                "gpu_process_type": "CUDA",
+                "gpu_process_type": None if self.resource.places_devices else "CUDA",
                 "gpu_threads": 1,
                 "gpu_thread_type": None,
             }
@@ -106,30 +121,71 @@ def build_pre_exec(lines: tuple[str, ...]) -> list[str]:
     return [*lines, "unset PYTHONPATH", *python_path]
 
 
-def build_environment(environment: Mapping[str, str], cores: int, private: Path, gpus: int = 0) -> dict[str, str]:
+def find_python(environments: EnvironmentSettings, kind: str, default: Path) -> Path:
+    """Interpreter of a kind of task: that of its named environment, else the launcher's."""
+    prefix = getattr(environments, kind)
+    return default if prefix is None else prefix / "bin" / "python"
+
+
+def check_environments(environments: EnvironmentSettings) -> None:
+    """Refuse named environments that cannot run a task.
+
+    Raises
+    ------
+    SettingsError
+        There is no Python in it, or this application is not.
+    """
+    for kind in type(environments).model_fields:
+        prefix = getattr(environments, kind)
+        if prefix is None:
+            continue
+        python, key = prefix / "bin" / "python", f"resource.environments.{kind} = {str(prefix)!r}"
+        if not os.access(python, os.X_OK):
+            raise SettingsError(f"{key}: there is no bin/python in it; give the prefix of a Python environment")
+        shell = "\n".join([*build_pre_exec(()), f"exec {shlex.quote(str(python))} -c 'import entk_app.tasks'"])
+        tried = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120, check=False)
+        if tried.returncode:
+            reason = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise SettingsError(f"{key}: it cannot import entk_app ({reason}): install this application into it too")
+
+
+def build_command(spec: TaskSpec, root: Path, order: Path, python: Path) -> list[str]:
+    """The command line of a task."""
+    # 'python' would be looked up after the agent has changed PATH.
+    return [str(python), "-m", "entk_app.tasks", spec.kind, str(root), str(order)]
+
+
+def build_environment(
+    environment: Mapping[str, str], spec: TaskSpec, private: Path, resource: Resource
+) -> dict[str, str]:
     """Variables of a task.
 
     Parameters
     ----------
     environment : mapping
         The launcher's.
-    cores : int
-        Threads of numerical libraries.
+    spec : TaskSpec
+        Its cores are the threads of numerical libraries; one without a GPU sees none.
     private : Path
         Folder for what Keras and matplotlib would write to the home.
-    gpus : int
-        Devices that RADICAL-Pilot will assign; a task without one sees none.
+    resource : Resource
     """
-    chosen = {name: str(cores) for name in _THREAD_VARIABLES}
+    chosen = {name: str(spec.cores) for name in _THREAD_VARIABLES}
     chosen["PYTHONUNBUFFERED"] = "1"
     chosen["KERAS_HOME"] = str(private / ".keras")
     chosen["MPLCONFIGDIR"] = str(private / "matplotlib")
     chosen["HDF5_USE_FILE_LOCKING"] = environment.get("HDF5_USE_FILE_LOCKING", "FALSE")
-    if not gpus:
+    if resource.is_emulated:
+        chosen[placement.EMULATED_VARIABLE] = str(resource.node_cores)
+    if not spec.gpus:
         chosen |= dict.fromkeys(_DEVICE_VARIABLES, "")
-    elif environment.get("CUDA_VISIBLE_DEVICES"):
-        # RADICAL-Pilot numbers devices from 0: the task looks up which of the launcher's it was given.
-        chosen["ENTK_APP_DEVICES"] = environment["CUDA_VISIBLE_DEVICES"]
+    elif not resource.places_devices:
+        if spec.kind != "analyse":
+            # An analysis has all cores of its node, whichever its device.
+            chosen[placement.SHARES_VARIABLE] = str(resource.node_gpus)
+        if environment.get("CUDA_VISIBLE_DEVICES") and resource.nodes == 1 and not resource.is_emulated:
+            # RADICAL-Pilot numbers devices from 0: the task looks up which of the launcher's it was given.
+            chosen[placement.DEVICES_VARIABLE] = environment["CUDA_VISIBLE_DEVICES"]
     # The user's own home, not the one that the agent was given.
     if "ENTK_APP_HOME" in environment:
         chosen["HOME"] = environment["ENTK_APP_HOME"]

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from entk_app.campaign import Campaign, create_run_folder, divide_machine
+from entk_app.campaign import Campaign
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
+from entk_app.machine import divide_machine
+from entk_app.run_folder import create_run_folder
 from entk_app.settings import Settings, build_settings, read_preset
 from entk_app.systems import build_system, write_system
 
@@ -33,12 +35,12 @@ def tiny_settings(*assignments: str, preset: str = "villin-quick") -> Settings:
     return build_settings(read_preset(preset)[1], assignments=[*TINY_CALPHA, *assignments])
 
 
-def prepare(root: Path, settings: Settings, cores: int = 2) -> Campaign:
+def prepare(root: Path, settings: Settings, cores: int = 2, gpus: int = 0) -> Campaign:
     layout = RunLayout(root)
     built = build_system(settings, cache=root.parent / ".cache")
     create_run_folder(layout, settings, ["test"])
     write_system(built, layout)
-    return Campaign(layout, settings, divide_machine(settings, cores, 0))
+    return Campaign(layout, settings, divide_machine(settings, cores, gpus, allow_cpu=True))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from check_run import check_run
 from conftest import prepare, tiny_settings
 
 from entk_app import campaign as campaign_module
-from entk_app.campaign import create_run_folder
+from entk_app.campaign import Campaign
 from entk_app.errors import RunFolderError
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
 from entk_app.records import (
     AnalysisRecord,
+    Deadline,
     Decision,
     ModelRecord,
     RunInfo,
@@ -24,7 +26,9 @@ from entk_app.records import (
     read_lines,
     read_record,
 )
+from entk_app.run_folder import create_run_folder
 from entk_app.settings import build_settings, read_config
+from entk_app.steering import Slots
 from entk_app.tasks import run_task
 
 
@@ -124,7 +128,8 @@ def test_a_campaign_ends_at_its_simulated_time(tmp_path):
 
 
 def test_a_campaign_ends_before_its_walltime(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("resource.walltime_min=0.02", "simulate.segment_ns=100"))
+    campaign = prepare(tmp_path / "run", tiny_settings("simulate.segment_ns=100"))
+    campaign.limit_time(Deadline(end_by_unix=time.time() + 1.0, limit="walltime"))
     summary = run_campaign(campaign)
     assert summary.stop_reason == "walltime"
     assert summary.n_frames > 0
@@ -263,3 +268,104 @@ def test_names_are_what_entk_takes(tiny_campaign, tmp_path):
     names = [stage.name, *(task.name for task in stage.tasks)]
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.") for name in names)
     assert campaign_module.StageSpec is type(stage)
+
+
+class Killed(BaseException):
+    """As a SIGKILL does, it goes past everything that catches errors."""
+
+
+@pytest.fixture
+def kill_after(monkeypatch):
+    """Let the n-th task from now on, and with it the launcher, die before it has published anything."""
+    from entk_app import inprocess
+
+    def arm(count):
+        left = [count]
+
+        def run(kind, root, order):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            run_task(kind, root, order)
+
+        monkeypatch.setattr(inprocess, "run_task", run)
+
+    return arm
+
+
+def what_was_decided(layout):
+    return [
+        decision.model_dump(exclude={"unix", "index"}) for decision in read_lines(Decision, layout.decisions)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [0, 2, 3, 4, 5, 7, 10])
+def test_a_campaign_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path, tiny_campaign, kill_after, cut):
+    # 3 simulations, 2 trainings and an analysis an iteration: the cuts lie before, within and after each.
+    campaign = prepare(tmp_path / "run", tiny_settings(), cores=3)
+    kill_after(cut)
+    with pytest.raises(Killed):
+        run_campaign(campaign)
+    kill_after(1000)
+    again = Campaign(campaign.layout, campaign.settings, campaign.machine)
+    summary = run_campaign(again)
+    assert what_was_decided(campaign.layout) == what_was_decided(tiny_campaign.layout)
+    assert (summary.stop_reason, summary.n_failed_tasks) == ("max_iterations", 0)
+    assert check_run(campaign.layout.root, every=3)["segments"] == 9
+
+
+def test_a_campaign_that_is_over_can_go_on_with_higher_limits(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=1"))
+    assert run_campaign(campaign).n_iterations == 1
+    more = tiny_settings("stop.max_iterations=2")
+    summary = run_campaign(Campaign(campaign.layout, more, campaign.machine))
+    assert (summary.stop_reason, summary.n_iterations, summary.n_failed_tasks) == ("max_iterations", 2, 0)
+    assert [d.next for d in read_lines(Decision, campaign.layout.decisions)] == [
+        "simulate", "learn", "stop", "simulate", "learn", "stop",
+    ]  # fmt: skip
+    assert check_run(campaign.layout.root)["segments"] == 4
+
+
+def test_a_campaign_that_is_over_ends_at_once_under_the_same_rule(tmp_path, tiny_campaign):
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=1"))
+    run_campaign(campaign)
+    again = Campaign(campaign.layout, campaign.settings, campaign.machine)
+    assert again.resume() is None
+    assert again.final_decision.stop_reason == "max_iterations"
+
+
+def test_where_slots_are_split_models_train_beside_simulations(tmp_path):
+    settings = tiny_settings("train.latent_dims=[3]", "stop.max_iterations=3")
+    campaign = prepare(tmp_path / "run", settings, cores=8, gpus=4)
+    assert campaign.machine.slots == Slots(total=4, simulate=3, learn=1)
+    summary = run_campaign(campaign)
+    layout = campaign.layout
+    by_iteration = {}
+    for path in layout.simulations.glob("*/segment-*/segment.json"):
+        record = read_record(SegmentRecord, path)
+        by_iteration[record.iteration] = by_iteration.get(record.iteration, 0) + 1
+    assert by_iteration == {1: 4, 2: 3, 3: 3}
+    assert sorted(path.parent.name for path in layout.models.glob("*/*/model.json") for path in [path.parent]) == [
+        "iteration-0002", "iteration-0003",
+    ]  # fmt: skip
+    # The models of an iteration know the frames from before it, its analysis all of them.
+    assert read_record(ModelRecord, layout.model(2, 3).record).n_train_frames < 60
+    assert read_record(AnalysisRecord, layout.analysis(2)).n_frames == 60 + 45
+    assert summary.n_iterations == 3
+    assert check_run(layout.root)["segments"] == 10
+
+
+def test_in_a_split_a_fold_beside_a_training_ends_the_campaign_without_another_analysis(tmp_path):
+    settings = tiny_settings("train.latent_dims=[3]", "stop.target_rmsd_angstrom=0.1")
+    campaign = prepare(tmp_path / "run", settings, cores=8, gpus=4)
+    stage = campaign.start()
+    while stage.kind == "simulate":
+        for task in stage.tasks:
+            run_task(task.kind, campaign.layout.root, task.order)
+        stage = campaign.advance()
+    for task in stage.tasks:
+        run_task(task.kind, campaign.layout.root, task.order)
+    campaign.settings = tiny_settings("train.latent_dims=[3]", "stop.target_rmsd_angstrom=30")
+    assert campaign.advance() is None
+    assert campaign.final_decision.stop_reason == "target_rmsd"
+    assert not campaign.layout.analyses.exists()

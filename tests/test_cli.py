@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, prepare, tiny_settings
 
 from entk_app import cli
+from entk_app.records import write_lines
 
 
 @pytest.fixture
@@ -34,6 +36,15 @@ def no_pilot(monkeypatch):
         (["--reference", "nowhere.pdb"], "nowhere.pdb"),
         (["--run-dir", "."], "not empty"),
         (["--set", "simulate.platform=HIP"], "simulate.platform = 'HIP'"),
+        (["--resource", "ornl.dgx3"], "near: ornl.dgx2"),
+        (["--resource", "slurm.cluster"], "resource.cores_per_node"),
+        (["--resource", "local.dgx2_emulated", "--set", "resource.gpus=17"], "has 16 GPUs"),
+        (["--resource", "local.dgx2_emulated", "--set", "resource.md_slots=17"], "has 16 slots"),
+        (["--resource", "local.dgx2_emulated", "--submit"], "no schema for a batch system"),
+        (["--resource-configs", "."], "no resource_<site>.json"),
+        (["--budget-gpu-hours", "-1"], "stop.budget_gpu_hours = -1"),
+        (["--resume", "nowhere"], "holds no campaign"),
+        (["--set", "resource.environments.train=nowhere"], "no bin/python"),
     ],
 )
 def test_bad_input_is_exit_2_and_a_sentence(arguments, words, tmp_path, monkeypatch, capsys, no_pilot):
@@ -44,6 +55,63 @@ def test_bad_input_is_exit_2_and_a_sentence(arguments, words, tmp_path, monkeypa
     assert words in error
     assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["something"]  # nothing was made
+
+
+def test_a_dry_run_tells_the_pilot_the_placement_and_the_commands_and_starts_nothing(
+    tmp_path, monkeypatch, capsys, no_pilot
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main_run(["--resource", "ornl.dgx2", "--dry-run", "--preset", "bba"]) == 0
+    printed = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "resource=ornl.dgx2, walltime=1440, cpus=96, gpus=16, access_schema=local" in lines
+    for row in ("simulate 16 6 96 1", "simulate 12 6 72 1", "train 4 6 24 1", "analyse 1 96 96 1"):
+        assert any(line.startswith(row) for line in lines), row
+    for kind in ("simulate", "train", "analyse"):
+        assert f"-m entk_app.tasks {kind} " in printed
+    assert "unset PYTHONPATH" in printed and "OMP_NUM_THREADS=6" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resources_are_listed_and_shown(capsys):
+    assert cli.main(["resources"]) == 0
+    listed = capsys.readouterr().out
+    for label in ("ornl.dgx2", "local.localhost", "local.dgx2_emulated", "slurm.cluster", "ornl.summit"):
+        assert f"\n{label} " in listed
+    assert cli.main(["resources", "ornl.dgx2"]) == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown.split("\n", 1)[1])["gpus_per_node"] == 16
+    assert cli.main(["resources", "ornl.dgx3"]) == 2
+    assert "near: ornl.dgx2" in capsys.readouterr().err
+
+
+def test_finished_tells_whether_there_is_something_to_go_on_with(tmp_path, capsys):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    run = str(campaign.layout.root)
+    assert cli.main(["finished", run]) == 1  # cut off before its first decision
+    campaign.start()
+    assert cli.main(["finished", run]) == 1
+    for reason, code in (("walltime", 1), ("interrupted", 1), ("target_rmsd", 0), ("budget", 0), ("failed", 0)):
+        stop = campaign.decisions[0].model_copy(update={"next": "stop", "stop_reason": reason, "actions": ()})
+        write_lines(campaign.layout.decisions, [*campaign.decisions, stop])
+        assert cli.main(["finished", run]) == code, reason
+    assert cli.main(["finished", str(tmp_path)]) == 2
+    assert "holds no campaign" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("simulate.temperature_k=310", "simulate.temperature_k = 310.0: the campaign in"),
+        ("seed=2", "seed = 2"),
+        ("system.model=all-atom", "system.model = 'all-atom'"),
+    ],
+)
+def test_a_campaign_does_not_go_on_with_another_physics(tmp_path, capsys, no_pilot, assignment, words):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    # The lock is that of this very process.
+    assert cli.main_run(["--resume", str(campaign.layout.root), "--set", assignment]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_unknown_options_are_exit_2(capsys):

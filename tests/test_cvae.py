@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from entk_app import cvae, geometry
-from entk_app.errors import DataError, Interrupted
+from entk_app.errors import DataError, DeviceError, Interrupted
 from entk_app.settings import TrainSettings
 
 N_RESIDUES = 13
@@ -167,3 +167,11 @@ def test_one_frame_is_too_few():
 )
 def test_batches_make_about_a_hundred_updates_an_epoch(architecture, n_frames, expected):
     assert cvae.choose_batch_size(settings(architecture=architecture), n_frames) == expected
+
+
+def test_a_gpu_that_was_given_and_is_not_there_is_an_error():
+    if cvae.tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU here")
+    with pytest.raises(DeviceError, match="TensorFlow .* finds none: install its CUDA build"):
+        cvae.configure(1, seed=1, gpus=1, allow_cpu=False)
+    assert cvae.configure(1, seed=1, gpus=1, allow_cpu=True) == "CPU"

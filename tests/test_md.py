@@ -25,7 +25,7 @@ def make_settings(**simulate):
 
 def run(built, settings, folder, start, n_frames, seed=1, **kwargs):
     folder.mkdir()
-    simulation, platform, device = md.create_context(built.start.topology, built.system, settings.simulate, seed, 1)
+    simulation, _ = md.create_context(built.start.topology, built.system, settings.simulate, seed, 1)
     seen = {}
 
     def make_writer(positions):
@@ -39,7 +39,7 @@ def run(built, settings, folder, start, n_frames, seed=1, **kwargs):
 
     result = md.run_segment(
         simulation, start, settings.simulate, folder, make_writer, built.record.ca_indices, seed, n_frames,
-        names=("trajectory.dcd", "log.csv", "state.xml"), platform=platform, device=device, **kwargs,
+        names=("trajectory.dcd", "log.csv", "state.xml"), **kwargs,
     )  # fmt: skip
     return result, seen
 
@@ -164,6 +164,24 @@ def test_without_a_gpu_of_its_own_a_task_takes_no_gpu_platform(villin, monkeypat
     with pytest.raises(md.PlatformError):
         md.create_context(villin.start.topology, villin.system, make_settings().simulate, 1, 1, gpus=0)
     assert asked == []
+
+
+def test_with_a_gpu_of_its_own_a_task_does_not_fall_back_to_the_cpu_silently(villin):
+    if any(openmm_has(name) for name in ("CUDA", "HIP")):
+        pytest.skip("there is a GPU platform here")
+    parts = (villin.start.topology, villin.system, make_settings().simulate, 1, 1)
+    with pytest.raises(md.PlatformError, match="CUDA: not installed.*resource.require_gpu=false"):
+        md.create_context(*parts, gpus=1, allow_cpu=False)
+    assert md.create_context(*parts, gpus=1, allow_cpu=True)[1] in ("OpenCL", "Reference", "CPU")
+    # A platform that was asked for by name is what was asked for.
+    on_cpu = make_settings(platform="CPU").simulate
+    assert md.create_context(*parts[:2], on_cpu, 1, 1, gpus=1, allow_cpu=False)[1] == "CPU"
+
+
+def openmm_has(name):
+    import openmm
+
+    return name in [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
 
 
 def test_a_platform_that_is_not_there_is_an_error(villin):

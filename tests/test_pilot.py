@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import tiny_settings
 
 from entk_app import pilot
+from entk_app.errors import SettingsError
 from entk_app.layout import RunLayout
+from entk_app.records import PilotRecord, read_lines
 from entk_app.resources import find_resource
 from entk_app.settings import ResourceSettings
 
@@ -53,9 +56,11 @@ def test_what_ends_by_itself_in_time_is_not_killed(tmp_path):
 
 
 def test_the_resource_description_is_entks():
-    settings = ResourceSettings(cores=4, gpus=1, walltime_min=2.5, queue="short", project="abc")
+    label = "local.dgx2_emulated"
+    settings = ResourceSettings(label=label, cores=4, gpus=1, walltime_min=2.5, queue="short", project="abc")
     assert pilot.describe_resource(settings, find_resource(settings)) == {
-        "resource": "local.localhost", "walltime": 3, "cpus": 4, "gpus": 1, "queue": "short", "project": "abc",
+        "resource": label, "walltime": 3, "cpus": 4, "gpus": 1, "queue": "short", "project": "abc",
+        "access_schema": "local",
     }  # fmt: skip
 
 
@@ -75,7 +80,8 @@ def test_the_environment_points_into_the_run_folder(tmp_path, monkeypatch):
     before = dict(os.environ)
     layout = RunLayout(tmp_path / "run")
     try:
-        pilot.prepare_environment(layout, find_resource(ResourceSettings(cores=3)), Path(sys.prefix))
+        resource = find_resource(ResourceSettings(label="local.dgx2_emulated", cores=6, gpus=0))
+        pilot.prepare_environment(layout, resource, Path(sys.prefix))
         after = dict(os.environ)
     finally:
         os.environ.clear()
@@ -85,7 +91,7 @@ def test_the_environment_points_into_the_run_folder(tmp_path, monkeypatch):
     assert after["ENTK_APP_HOME"] == str(home)
     assert after["PATH"].split(":") == [str(Path(sys.prefix) / "bin"), "/usr/bin"]
     configs = layout.radical / ".radical" / "pilot" / "configs"
-    assert json.loads((configs / "resource_local.json").read_text())["localhost"]["cores_per_node"] == 3
+    assert json.loads((configs / "resource_local.json").read_text())["dgx2_emulated"]["cores_per_node"] == 3
     assert (configs / "resource_mine.json").exists()
 
 
@@ -94,7 +100,7 @@ def test_radical_sees_no_path_that_its_scripts_cannot_take(tmp_path, name, monke
     monkeypatch.chdir(tmp_path)
     layout = RunLayout(tmp_path / name)
     layout.root.mkdir()
-    with pilot._shell_safe(layout) as (safe, prefix):
+    with pilot._shell_safe(layout, None) as (safe, prefix):
         assert pilot._is_shell_safe(safe.root)
         assert pilot._is_shell_safe(safe.radical)
         assert pilot._is_shell_safe(prefix)
@@ -150,3 +156,108 @@ def test_children_do_not_get_the_terminals_interrupt(tmp_path):
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+DGX2 = ResourceSettings(label="local.dgx2_emulated", walltime_min=30)
+
+
+def pilot_log(layout, **stop):
+    settings = tiny_settings(*(f"stop.{key}={value}" for key, value in stop.items()), "resource.walltime_min=30")
+    return pilot.PilotLog(layout, settings, find_resource(DGX2))
+
+
+def test_a_pilots_life_is_kept_and_the_next_one_has_the_next_number(tmp_path):
+    layout = RunLayout(tmp_path)
+    first = pilot_log(layout)
+    first.begin()
+    first.update(unix_active=time.time(), session="re.session.1")
+    first.end()
+    second = pilot_log(layout)
+    second.begin()
+    records = list(read_lines(PilotRecord, layout.pilots))
+    assert [record.number for record in records] == [0, 1] and second.number == 1
+    assert (records[0].session, records[0].gpus, records[0].cores) == ("re.session.1", 16, 96)
+    assert records[0].unix_end is not None and records[1].unix_end is None
+
+
+def test_a_pilot_whose_launcher_was_killed_ended_with_its_last_sign_of_life(tmp_path):
+    layout = RunLayout(tmp_path)
+    first = pilot_log(layout)
+    first.begin()
+    first.update(session="re.session.1")
+    profile = layout.radical / "radical.pilot.sandbox" / "re.session.1" / "pilot.0000" / "agent_0.prof"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("")
+    began = list(read_lines(PilotRecord, layout.pilots))[0].unix_submitted
+    os.utime(profile, (began + 225, began + 225))
+    pilot_log(layout).begin()
+    record = list(read_lines(PilotRecord, layout.pilots))[0]
+    assert record.unix_end == pytest.approx(began + 225)
+    assert record.gpu_hours == pytest.approx(16 * 225 / 3600)
+
+
+def test_the_deadline_is_the_nearest_of_walltime_job_and_budget(tmp_path, monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME", "ENTK_APP_JOB_END"):
+        monkeypatch.delenv(name, raising=False)
+    layout, now = RunLayout(tmp_path), time.time()
+
+    def find(**stop):
+        log = pilot_log(layout, **stop)
+        log.add()
+        return log.find_deadline()
+
+    walltime = find()
+    assert (walltime.limit, walltime.end_by_unix) == ("walltime", pytest.approx(now + 29 * 60, abs=5))
+    # 16 GPUs use 1.6 GPU-hours in six minutes; a tenth of the time is kept to close the pilot, a minute at most.
+    budget = find(budget_gpu_hours=1.6)
+    assert (budget.limit, budget.end_by_unix) == ("budget", pytest.approx(now + 360 - 36, abs=5))
+    monkeypatch.setenv("ENTK_APP_JOB_END", str(int(now + 600)))
+    assert find().end_by_unix == pytest.approx(now + 540, abs=5)
+
+
+def test_earlier_pilots_count_towards_the_budget(tmp_path):
+    layout = RunLayout(tmp_path)
+    first = pilot_log(layout)
+    first.begin()
+    first.update(unix_submitted=time.time() - 450)  # 2 GPU-hours
+    first.end()
+    settings = tiny_settings("stop.budget_gpu_hours=1.9", "resource.walltime_min=30")
+    with pytest.raises(SettingsError, match="no budget is left"):
+        pilot.check_time_left(layout, settings, find_resource(DGX2))
+    assert len(list(read_lines(PilotRecord, layout.pilots))) == 1  # nothing was begun
+    log = pilot_log(layout, budget_gpu_hours=2.4)
+    log.add()
+    assert log.find_deadline().end_by_unix == pytest.approx(time.time() + 0.4 * 225 * 0.9, abs=5)
+
+
+def test_a_budget_of_gpu_hours_needs_gpus(tmp_path):
+    settings = tiny_settings("stop.budget_gpu_hours=1")
+    with pytest.raises(SettingsError, match="local.dgx2_emulated has no GPU"):
+        resource = find_resource(ResourceSettings(label="local.dgx2_emulated", gpus=0))
+        pilot.check_time_left(RunLayout(tmp_path), settings, resource)
+
+
+def test_a_scratch_folder_takes_what_radical_writes_until_the_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layout, scratch = RunLayout(tmp_path / "run"), tmp_path / "scratch"
+    (layout.radical / "re.session.1").mkdir(parents=True)  # of an earlier pilot
+    with pilot._shell_safe(layout, scratch) as (safe, _):
+        assert safe.radical.parent.parent == scratch
+        (safe.radical / "re.session.2").mkdir()
+        (safe.logs / "tasks-0001").mkdir()
+    assert {path.name for path in layout.radical.iterdir()} == {"re.session.1", "re.session.2"}
+    assert (layout.logs / "tasks-0001").is_dir()
+    assert list(scratch.iterdir()) == []
+
+
+def test_slurm_is_asked_for_the_gpus_that_radical_forgets(tmp_path, monkeypatch):
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    asked = ResourceSettings(label="slurm.cluster", cores_per_node=8, gpus_per_node=4, submit=True)
+    try:
+        os.environ.pop("SBATCH_GRES", None)
+        pilot.prepare_environment(RunLayout(tmp_path / "run"), find_resource(asked, environment={}), Path(sys.prefix))
+        assert os.environ["SBATCH_GRES"] == "gpu:4"
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
+from conftest import CHECKOUT
 
-from entk_app.campaign import divide_machine
-from entk_app.errors import EntkAppError, SettingsError
-from entk_app.resources import config_folders, count_gpus, find_resource, read_entries
-from entk_app.settings import ResourceSettings, build_settings
+from entk_app.errors import SettingsError
+from entk_app.resources import check_presence, config_folders, count_gpus, find_resource, read_entries
+from entk_app.settings import ResourceSettings
 
 
 def test_local_localhost_is_this_machine():
@@ -20,10 +24,159 @@ def test_local_localhost_is_this_machine():
     assert resource.source.parent.name == "resource_configs"
 
 
-def test_cores_and_gpus_can_be_asked_for():
-    resource = find_resource(ResourceSettings(cores=7, gpus=3))
-    assert (resource.cores, resource.gpus) == (7, 3)
-    assert (resource.entry["cores_per_node"], resource.entry["gpus_per_node"]) == (7, 3)
+EMULATED = "local.dgx2_emulated"
+
+
+def test_a_part_of_a_node_can_be_asked_for():
+    resource = find_resource(ResourceSettings(label=EMULATED, cores=8, gpus=3))
+    assert (resource.cores, resource.gpus, resource.nodes) == (8, 3, 1)
+    # RADICAL-Pilot is told of a node of that size; it counts two threads a core.
+    assert (resource.entry["cores_per_node"], resource.entry["gpus_per_node"]) == (4, 3)
+
+
+@pytest.mark.parametrize("label", ["ornl.dgx2", EMULATED])
+def test_a_dgx2_is_one_node_of_16_gpus(label):
+    resource = find_resource(ResourceSettings(label=label))
+    assert (resource.nodes, resource.node_cores, resource.node_gpus) == (1, 96, 16)
+    assert (resource.cores, resource.gpus, resource.schema) == (96, 16, "local")
+    assert resource.is_emulated == (label == EMULATED)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"label": "ornl.dgx2", "gpus": 17}, "resource.gpus = 17: ornl.dgx2 has 16 GPUs"),
+        ({"label": "ornl.dgx2", "cores": 97}, "resource.cores = 97: ornl.dgx2 has 96 cores"),
+        ({"label": "ornl.dgx2", "nodes": 2}, "resource.nodes = 2: ornl.dgx2 is one node"),
+        ({"label": "local.localhost", "gpus": 1000}, "resource.gpus = 1000: local.localhost has"),
+        ({"label": "local.localhost", "cores": 10_000}, "resource.cores = 10000: local.localhost has"),
+        ({"label": "slurm.cluster"}, "resource.cores_per_node: resource_slurm.json leaves open"),
+        (
+            {"label": "slurm.cluster", "cores_per_node": 8, "nodes": 2, "cores": 17},
+            "2 nodes of slurm.cluster have 16 cores",
+        ),
+        ({"label": "ornl.dgx2", "gpus_per_node": 17}, "resource.gpus_per_node = 17: a node of ornl.dgx2 has 16"),
+        ({"label": "ornl.dgx2", "access_schema": "ssh"}, "resource.access_schema = 'ssh': ornl.dgx2 has local, slurm"),
+        ({"label": EMULATED, "submit": True}, "--submit: local.dgx2_emulated has no schema for a batch system"),
+    ],
+)
+def test_what_a_resource_does_not_have_is_refused(asked, words):
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        find_resource(ResourceSettings(**asked), environment={})
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "cores", "gpus"),
+    [
+        ({"nodes": 3}, 3, 192, 12),
+        ({"gpus": 9}, 3, 192, 9),
+        ({"cores": 65}, 2, 65, 8),
+        ({}, 1, 64, 4),
+    ],
+)
+def test_a_generic_cluster_is_filled_in(asked, nodes, cores, gpus):
+    settings = ResourceSettings(label="slurm.cluster", cores_per_node=64, gpus_per_node=4, submit=True, **asked)
+    resource = find_resource(settings, environment={})
+    assert (resource.nodes, resource.cores, resource.gpus) == (nodes, cores, gpus)
+    assert (resource.schema, resource.manager, resource.launcher) == ("batch", "SLURM", "SRUN")
+    assert resource.places_devices
+
+
+def test_inside_a_slurm_job_the_node_is_the_jobs():
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "96", "SLURM_GPUS_ON_NODE": "16"}
+    resource = find_resource(ResourceSettings(label="slurm.cluster"), environment=job)
+    assert (resource.nodes, resource.cores, resource.gpus) == (2, 192, 32)
+    check_presence(resource, job)
+    with pytest.raises(SettingsError, match="resource.nodes = 3: slurm job 7 has 2"):
+        check_presence(find_resource(ResourceSettings(label="slurm.cluster", nodes=3), environment=job), job)
+
+
+def test_submit_takes_the_schema_that_queues():
+    assert find_resource(ResourceSettings(label="ornl.dgx2", submit=True)).schema == "slurm"
+    assert find_resource(ResourceSettings(label="ornl.dgx2")).schema == "local"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "words"),
+    [
+        ({"label": "slurm.cluster", "cores_per_node": 8}, {}, "this is not inside a slurm job"),
+        ({"label": "pbs.cluster", "cores_per_node": 8}, {}, "this is not inside a pbs job"),
+        ({"label": "lsf.cluster", "cores_per_node": 8}, {"SLURM_JOB_ID": ""}, "this is not inside a lsf job"),
+        ({"label": "ornl.dgx2", "submit": True}, {"SLURM_JOB_ID": "5"}, "this is inside slurm job 5"),
+    ],
+)
+def test_a_resource_that_is_not_here_is_refused_with_what_to_do(asked, environment, words):
+    resource = find_resource(ResourceSettings(**asked), environment=environment)
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        check_presence(resource, environment)
+
+
+def test_a_real_node_must_be_as_large_as_it_says(monkeypatch):
+    resource = find_resource(ResourceSettings(label="ornl.dgx2"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(16))))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(96)))
+    check_presence(resource, {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(SettingsError, match="wants 96 cores and 16 GPUs, this machine has 96 and 2.*--submit"):
+        check_presence(resource, {})
+
+
+def test_radical_pilot_reads_every_file(tmp_path):
+    """RADICAL-Pilot's own loader and type checks, in a process of its own: it reads its environment at import."""
+    configs = tmp_path / ".radical" / "pilot" / "configs"
+    configs.mkdir(parents=True)
+    files = sorted((CHECKOUT / "resource_configs").glob("resource_*.json"))
+    for path in files:
+        shutil.copy(path, configs)
+    labels = [f"{path.stem.removeprefix('resource_')}.{key}" for path in files for key in json.loads(path.read_text())]
+    code = """if True:
+        import json, sys
+        import radical.utils as ru
+        import radical.pilot as rp
+        from radical.pilot.resource_config import ResourceConfig
+        read = {}
+        for label in sys.argv[1:]:
+            site, key = label.split('.', 1)
+            entry = ru.Config('radical.pilot.resource', name=site, expand=False)[key].as_dict()
+            for schema in entry['schemas']:
+                config = ResourceConfig(from_dict=entry)
+                ru.dict_merge(config, config['schemas'][schema], ru.OVERWRITE)
+                config.verify()
+                from radical.pilot.agent.resource_manager import ResourceManager
+                assert ResourceManager.get_manager(config['resource_manager']) is not None
+                read[f'{label}:{schema}'] = [config.cores_per_node, config.gpus_per_node, config.job_manager_endpoint]
+        print(json.dumps(read))
+    """
+    environment = {**os.environ, "RADICAL_CONFIG_USER_DIR": str(tmp_path), "RADICAL_BASE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *labels],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert len(labels) >= 6
+    assert read["ornl.dgx2:slurm"] == [48, 16, "slurm://localhost/"]
+    assert read["local.dgx2_emulated:local"] == [48, 16, "fork://localhost/"]
+    assert read["lsf.cluster:batch"][2] == "lsf://localhost/"
+
+
+def test_every_shipped_label_is_found_or_refused_in_words():
+    for label in read_entries(config_folders()):
+        settings = ResourceSettings(label=label, cores_per_node=1)
+        try:
+            resource = find_resource(settings, environment={})
+        except SettingsError as error:
+            assert label in str(error)
+        else:
+            assert resource.cores >= 1
+
+
+def test_a_folder_given_wins_and_must_hold_something(tmp_path):
+    with pytest.raises(SettingsError, match="there is no resource_<site>.json in it"):
+        config_folders(given=tmp_path)
+    (tmp_path / "resource_ornl.json").write_text(json.dumps({"dgx2": {"cores_per_node": 4, "gpus_per_node": 2}}))
+    resource = find_resource(ResourceSettings(label="ornl.dgx2"), config_folders(given=tmp_path))
+    assert (resource.cores, resource.source.parent) == (4, tmp_path)
 
 
 def test_the_users_own_files_win_and_radicals_are_found(tmp_path):
@@ -37,9 +190,18 @@ def test_the_users_own_files_win_and_radicals_are_found(tmp_path):
     assert find_resource(ResourceSettings(label="ornl.summit"), folders).cores > 0
 
 
-def test_a_wrong_label_names_the_near_one():
-    with pytest.raises(SettingsError, match=r"local\.localhots.*did you mean 'local\.localhost'"):
-        find_resource(ResourceSettings(label="local.localhots"))
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("local.localhots", r"did you mean 'local\.localhost'"),
+        ("orln.dgx2", r"near: .*ornl\.dgx2"),
+        ("ornl.dgx", r"near: .*ornl\.dgx2"),
+        ("nowhere.atall", "files exist for the sites"),
+    ],
+)
+def test_a_wrong_label_names_the_near_ones(label, words):
+    with pytest.raises(SettingsError, match=words):
+        find_resource(ResourceSettings(label=label))
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -52,37 +214,3 @@ def test_a_broken_file_is_named(tmp_path):
 def test_visible_devices_are_counted(monkeypatch, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_gpus() == expected
-
-
-@pytest.mark.parametrize(
-    ("asked", "cores", "gpus", "slots", "cores_a_slot"),
-    [
-        ({}, 2, 0, (2, 2, 2), 1),
-        ({"cores_per_simulation": 2}, 8, 0, (4, 4, 4), 2),
-        ({"cores_per_simulation": 3}, 8, 0, (2, 2, 2), 3),
-        ({"cores_per_simulation": 2}, 96, 16, (16, 16, 4), 2),
-        ({}, 96, 16, (16, 16, 4), 6),
-        ({"md_slots": 12, "ml_slots": 4}, 96, 16, (16, 12, 4), 6),
-        ({"md_slots": 12, "ml_slots": 4}, 2, 0, (2, 2, 2), 1),  # a laptop: the stages share the slots in turn
-        ({"md_slots": 3}, 8, 0, (8, 3, 4), 1),
-    ],
-)
-def test_a_machine_is_divided_among_slots(asked, cores, gpus, slots, cores_a_slot):
-    machine = divide_machine(build_settings({"simulate": {"segment_ns": 1}, "resource": asked}), cores, gpus)
-    assert (machine.slots.total, machine.slots.simulate, machine.slots.learn) == slots
-    assert machine.cores_per_slot == cores_a_slot
-    assert machine.gpus_per_task == (1 if gpus else 0)
-
-
-def test_trainings_share_the_cores_of_a_node():
-    settings = build_settings({"simulate": {"segment_ns": 1}})
-    assert divide_machine(settings, 64, 0).cores_per_training == 16  # four latent sizes
-    assert divide_machine(settings, 96, 16).cores_per_training == 6  # beside one GPU each
-    two_nodes = divide_machine(settings, 128, 0, node_cores=64)
-    assert (two_nodes.cores_per_training, two_nodes.cores_per_analysis) == (32, 64)
-
-
-def test_more_cores_a_simulation_than_there_are_is_refused():
-    settings = build_settings({"simulate": {"segment_ns": 1}, "resource": {"cores_per_simulation": 9}})
-    with pytest.raises(EntkAppError, match="cores_per_simulation = 9"):
-        divide_machine(settings, 8, 0)

@@ -21,7 +21,7 @@ SLOTS = Slots(total=2, simulate=2, learn=2)
 
 def segment(simulation, number, n_frames, rmsd=9.0):
     return SegmentRecord(
-        simulation=simulation, segment=number, iteration=1, origin=None, seed=1, n_frames=n_frames,
+        simulation=simulation, segment=number, iteration=1, decision=0, origin=None, seed=1, n_frames=n_frames,
         steps=n_frames * 100, first_step=0, time_ps=n_frames * 50.0, start_time_ps=0.0, min_rmsd_angstrom=rmsd,
         min_rmsd_frame=0, last_rmsd_angstrom=rmsd, platform="CPU", device=None, cores=1, friction_per_ps=91.0,
         temperature_k=300.0, ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0, unix_start=0.0,
@@ -173,8 +173,8 @@ def test_min_restarts_spares_simulations_younger_than_min_frames():
     assert kinds(decision) == {0: "continue", 1: "continue"}
 
 
-def test_all_slots_simulate_until_the_initial_frames_exist_then_the_split_holds():
-    slots, wanted = Slots(total=4, simulate=3, learn=1), settings("steering.initial_frames=200")
+def test_all_slots_simulate_until_the_initial_frames_exist_then_fewer_do():
+    slots, wanted = Slots(total=4, simulate=3, learn=4), settings("steering.initial_frames=200")
     start = steering.decide_start(wanted, slots)
     assert kinds(start) == {0: "start", 1: "start", 2: "start", 3: "start"}
     few = History(iteration=1, simulations=tuple(simulation(n, 30) for n in range(4)))
@@ -185,10 +185,6 @@ def test_all_slots_simulate_until_the_initial_frames_exist_then_the_split_holds(
     found = analysis(outlier(0, 0, 45), outlier(1, 0, 46), outlier(2, 0, 47))
     decision = steering.decide_after_analysis(enough, found, wanted, slots)
     assert kinds(decision) == {0: "continue", 1: "continue", 2: "continue", 3: "end"}
-
-
-def test_without_an_initial_phase_the_split_holds_from_the_start():
-    assert len(steering.decide_start(settings(), Slots(total=4, simulate=3, learn=1)).actions) == 3
 
 
 @pytest.mark.parametrize(
@@ -207,6 +203,45 @@ def test_stop_rules(assignments, history, stop_reason):
     decision = steering.decide_after_simulate(past, settings(*assignments), SLOTS)
     assert decision.stop_reason == stop_reason
     assert (decision.next == "stop") == (stop_reason is not None)
+
+
+def test_the_budget_ends_a_campaign_under_its_own_name():
+    past = History(iteration=1, simulations=(simulation(0, 20),), seconds_left=1.0, seconds_needed=2.0, limit="budget")
+    decision = steering.decide_after_simulate(past, settings(), SLOTS)
+    assert (decision.stop_reason, "of budget left" in decision.reason) == ("budget", True)
+
+
+SPLIT = Slots(total=4, simulate=3, learn=1)
+
+
+def test_all_slots_simulate_at_first_also_where_some_learn_later():
+    assert len(steering.decide_start(settings(), SPLIT).actions) == 4
+
+
+def test_in_a_split_learning_takes_its_slots_and_simulations_go_on_beside_it():
+    past = History(iteration=1, simulations=tuple(simulation(n, 20, rmsd=5.0 + n) for n in range(4)))
+    decision = steering.decide_after_simulate(past, settings(), SPLIT)
+    assert (decision.next, decision.iteration) == ("simulate+learn", 2)
+    # The farthest from the native structure gives way: nothing is known of outliers yet.
+    assert kinds(decision) == {0: "continue", 1: "continue", 2: "continue", 3: "end"}
+
+
+def test_in_a_split_a_failed_simulations_slot_starts_anew():
+    past = History(iteration=1, simulations=(simulation(0, 20), simulation(1, 20), simulation(2, failures=2)))
+    decision = steering.decide_after_simulate(past, settings(), SPLIT)
+    assert kinds(decision) == {0: "continue", 1: "continue", 2: "end", 3: "start"}
+
+
+def test_in_a_split_the_decision_after_an_analysis_simulates_and_learns():
+    past = History(iteration=2, simulations=tuple(simulation(n, 200) for n in range(3)))
+    decision = steering.decide_after_analysis(past, analysis(outlier(0, 0, 10)), settings(), SPLIT)
+    assert (decision.next, decision.iteration) == ("simulate+learn", 3)
+    assert sorted(kinds(decision).values()) == ["continue", "continue", "purge", "restart"]
+
+
+@pytest.mark.parametrize(("slots", "split"), [(SPLIT, True), (SLOTS, False), (Slots(16, 12, 4), True)])
+def test_slots_are_split_where_both_kinds_fit(slots, split):
+    assert slots.is_split is split
 
 
 def test_max_iterations_ends_after_the_last_analysis():

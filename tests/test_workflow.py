@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import prepare, tiny_settings
 
-from entk_app.campaign import Campaign, divide_machine
-from entk_app.workflow import AdaptiveWorkflow, build_environment, build_pre_exec
+from entk_app.campaign import Campaign, TaskSpec
+from entk_app.errors import SettingsError
+from entk_app.machine import divide_machine
+from entk_app.resources import find_resource
+from entk_app.settings import EnvironmentSettings, ResourceSettings
+from entk_app.workflow import AdaptiveWorkflow, build_environment, build_pre_exec, check_environments
 
 
 @pytest.fixture
@@ -21,29 +24,65 @@ def radical_in(tmp_path, monkeypatch):
     return tmp_path
 
 
-def workflow(tmp_path, cores=2, gpus=0, *assignments) -> AdaptiveWorkflow:
+def workflow(tmp_path, *assignments, resource=None) -> AdaptiveWorkflow:
+    resource = resource or ResourceSettings()
     campaign = prepare(tmp_path / "run", tiny_settings(*assignments))
-    machine = divide_machine(campaign.settings, cores, gpus)
-    campaign = Campaign(campaign.layout, campaign.settings, machine)
-    return AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable))
+    found = find_resource(resource)
+    campaign = Campaign(
+        campaign.layout, campaign.settings, divide_machine(campaign.settings, found.cores, found.gpus, found.nodes)
+    )
+    return AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), found, campaign.start())
+
+
+def task_spec(kind="simulate", cores=3, gpus=0) -> TaskSpec:
+    return TaskSpec(kind, "name", Path("order"), cores, gpus)
+
+
+LOCAL = find_resource(ResourceSettings())
+DGX2 = find_resource(ResourceSettings(label="ornl.dgx2"))
+EMULATED = find_resource(ResourceSettings(label="local.dgx2_emulated"))
+SLURM = find_resource(ResourceSettings(label="slurm.cluster", cores_per_node=96, gpus_per_node=16, submit=True))
 
 
 def test_a_stage_has_a_task_a_slot_with_its_cores(radical_in):
-    graph = workflow(radical_in, 4)
+    graph = workflow(radical_in)
     (stage,) = graph.pipeline.stages
     tasks = list(stage.tasks)
-    assert len(tasks) == 4
+    assert len(tasks) == LOCAL.cores
     assert all(task.cpu_reqs["cpu_threads"] == 1 and not task.gpu_reqs["gpu_processes"] for task in tasks)
     assert all(task.executable == sys.executable for task in tasks)
     assert {task.arguments[2] for task in tasks} == {"simulate"}
 
 
 def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in):
-    graph = workflow(radical_in, 96, 16)
+    graph = workflow(radical_in, resource=ResourceSettings(label="ornl.dgx2"))
     tasks = list(graph.pipeline.stages[0].tasks)
     assert len(tasks) == 16
     assert all(task.gpu_reqs["gpu_processes"] == 1 and task.gpu_reqs["gpu_process_type"] == "CUDA" for task in tasks)
     assert sum(task.cpu_reqs["cpu_threads"] for task in tasks) == 96
+
+
+def test_under_srun_the_device_is_slurms_to_give(radical_in):
+    asked = ResourceSettings(label="slurm.cluster", cores_per_node=96, gpus_per_node=16, submit=True)
+    tasks = list(workflow(radical_in, resource=asked).pipeline.stages[0].tasks)
+    assert all(task.gpu_reqs["gpu_processes"] == 1 and not task.gpu_reqs["gpu_process_type"] for task in tasks)
+
+
+def test_a_stage_of_its_own_environment_runs_its_python(radical_in, tmp_path):
+    graph = workflow(radical_in, f"resource.environments.simulate={tmp_path}")
+    assert {task.executable for task in graph.pipeline.stages[0].tasks} == {str(tmp_path / "bin" / "python")}
+
+
+def test_an_environment_that_cannot_run_tasks_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"resource.environments.train = .*there is no bin/python"):
+        check_environments(EnvironmentSettings(train=tmp_path))
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(SettingsError, match="cannot import entk_app .*No module named 'numpy'"):
+        check_environments(EnvironmentSettings(train=tmp_path))
+    check_environments(EnvironmentSettings(analyse=Path(sys.prefix)))
 
 
 def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch):
@@ -72,7 +111,8 @@ def test_post_exec_appends_the_next_stage(radical_in):
 
 
 def test_the_environment_of_a_task(tmp_path):
-    chosen = build_environment({"ENTK_APP_HOME": "/home/me", "PYTHONPATH": "/elsewhere"}, 3, tmp_path)
+    launcher = {"ENTK_APP_HOME": "/home/me", "PYTHONPATH": "/elsewhere"}
+    chosen = build_environment(launcher, task_spec(), tmp_path, LOCAL)
     assert chosen["OMP_NUM_THREADS"] == "3"
     assert chosen["HOME"] == "/home/me"
     assert chosen["KERAS_HOME"].startswith(str(tmp_path))
@@ -80,24 +120,26 @@ def test_the_environment_of_a_task(tmp_path):
 
 
 def test_a_task_without_a_gpu_sees_none_and_one_with_a_gpu_knows_the_launchers(tmp_path):
-    alone = build_environment({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, tmp_path, gpus=0)
+    launcher = {"CUDA_VISIBLE_DEVICES": "2,3"}
+    alone = build_environment(launcher, task_spec(gpus=0), tmp_path, LOCAL)
     assert alone["CUDA_VISIBLE_DEVICES"] == alone["HIP_VISIBLE_DEVICES"] == ""
-    given = build_environment({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, tmp_path, gpus=1)
+    given = build_environment(launcher, task_spec(gpus=1), tmp_path, DGX2)
     assert "CUDA_VISIBLE_DEVICES" not in given  # RADICAL-Pilot sets it
-    assert given["ENTK_APP_DEVICES"] == "2,3"
+    assert (given["ENTK_APP_DEVICES"], given["ENTK_APP_NODE_GPUS"]) == ("2,3", "16")
+    assert "ENTK_APP_EMULATED_CORES" not in given
+    # An analysis has the whole node, whichever its device.
+    assert "ENTK_APP_NODE_GPUS" not in build_environment(launcher, task_spec("analyse", gpus=1), tmp_path, DGX2)
 
 
-@pytest.mark.parametrize(
-    ("own", "assigned", "expected"),
-    [("2,3", "1", "3"), ("GPU-a,GPU-b", "0", "GPU-a"), ("", "1", "1"), ("4,5", "0,1", "4,5")],
-)
-def test_device_numbers_become_the_launchers_own(monkeypatch, own, assigned, expected):
-    from entk_app.tasks.__main__ import _choose_device
+def test_devices_that_slurm_gives_are_left_alone(tmp_path):
+    given = build_environment({"CUDA_VISIBLE_DEVICES": "2,3"}, task_spec(gpus=1), tmp_path, SLURM)
+    assert not {"ENTK_APP_DEVICES", "ENTK_APP_NODE_GPUS", "CUDA_VISIBLE_DEVICES"} & set(given)
 
-    monkeypatch.setenv("ENTK_APP_DEVICES", own)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", assigned)
-    _choose_device()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+def test_an_emulated_device_is_not_looked_up_among_real_ones(tmp_path):
+    given = build_environment({"CUDA_VISIBLE_DEVICES": "0"}, task_spec(gpus=1), tmp_path, EMULATED)
+    assert given["ENTK_APP_EMULATED_CORES"] == "96"
+    assert "ENTK_APP_DEVICES" not in given
 
 
 def test_pre_exec_runs_the_users_lines_first_and_drops_the_agents_pythonpath():

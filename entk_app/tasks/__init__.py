@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from entk_app.errors import EntkAppError
 from entk_app.layout import RunLayout
+from entk_app.placement import take_place
+from entk_app.records import Deadline, read_record
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("simulate", "train", "analyse")
 
@@ -27,4 +34,27 @@ def run_task(kind: str, run: Path, order: Path) -> None:
     """
     if kind not in KINDS:
         raise EntkAppError(f"there is no task kind '{kind}'; there are: {', '.join(KINDS)}")
-    import_module(f"entk_app.tasks.{kind}").run(RunLayout(run), order)
+    # Before the task's module imports a GPU library.
+    placement = take_place()
+    logger.info("on %s, device %s, cores %s", placement.host, placement.device, placement.cores)
+    import_module(f"entk_app.tasks.{kind}").run(RunLayout(run), order, placement)
+
+
+class Stopper:
+    """Says when a task is to end in order, and why: asked to, or out of the pilot's time. Cheap to ask often.
+
+    The deadline appears in the run folder once the pilot runs: a queued pilot's is not known when orders are written.
+    """
+
+    def __init__(self, layout: RunLayout) -> None:
+        self._layout = layout
+        self._deadline: Deadline | None = None
+
+    def __call__(self) -> Literal["stop_request", "walltime", "budget"] | None:
+        if self._layout.stop_request.exists():
+            return "stop_request"
+        if self._deadline is None and self._layout.deadline.exists():
+            self._deadline = read_record(Deadline, self._layout.deadline)
+        if self._deadline is not None and time.time() >= self._deadline.end_by_unix:
+            return self._deadline.limit
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     kind, run, order = arguments
-    _choose_device()
     try:
         run_task(kind, Path(run), Path(order))
     except EntkAppError as error:
@@ -30,14 +28,6 @@ def main(arguments: list[str]) -> int:
         logger.exception("%s task failed", kind)
         return 1
     return 0
-
-
-def _choose_device() -> None:
-    """Turn RADICAL-Pilot's device numbers into the launcher's own, before any GPU library is imported."""
-    own, assigned = os.environ.get("ENTK_APP_DEVICES"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if own and assigned:
-        devices = own.split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[int(number)] for number in assigned.split(","))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from entk_app.records import (
     ModelRecord,
     ModelRef,
     Outlier,
+    Placement,
     order_by_rmsd,
     read_record,
     write_record,
@@ -32,7 +33,7 @@ from entk_app.settings import build_settings, read_config
 logger = logging.getLogger(__name__)
 
 
-def run(layout: RunLayout, order: Path) -> None:
+def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     """Analyse what the order names and publish the record."""
     unix_start = time.time()
     task = read_record(AnalyseTask, order)
@@ -44,7 +45,7 @@ def run(layout: RunLayout, order: Path) -> None:
     found: list[tuple[ModelRef, OutlierSet]] = []
     for ref in choose_models(records, settings.models):
         began = time.monotonic()
-        latent = encode_frames(layout, ref, frames, task.cores)
+        latent = encode_frames(layout, ref, frames, task.cores, task.gpus, task.allow_cpu)
         seconds_encode += time.monotonic() - began
         began = time.monotonic()
         found.append((ref, find_outliers(latent, settings.max_outliers, settings.min_samples, workers=task.cores)))
@@ -71,6 +72,7 @@ def run(layout: RunLayout, order: Path) -> None:
             min_rmsd_angstrom=None if rmsd is None else float(rmsd.min()),
             seconds_encode=seconds_encode,
             seconds_outliers=seconds_outliers,
+            placement=placement,
             unix_start=unix_start,
             unix_end=time.time(),
         ),
@@ -110,7 +112,9 @@ def choose_models(records: Sequence[ModelRecord], which: Literal["all", "best"] 
     return chosen
 
 
-def encode_frames(layout: RunLayout, ref: ModelRef, frames: Frames, cores: int) -> NDArray[np.float32]:
+def encode_frames(
+    layout: RunLayout, ref: ModelRef, frames: Frames, cores: int, gpus: int = 0, allow_cpu: bool = True
+) -> NDArray[np.float32]:
     """Latent coordinates of all frames, shape (n_frames, latent_dim); a model is asked once for a segment."""
     paths = layout.model(ref.iteration, ref.latent_dim)
     known = read_embeddings(paths.embeddings, frames.keys)
@@ -118,7 +122,7 @@ def encode_frames(layout: RunLayout, ref: ModelRef, frames: Frames, cores: int) 
     if missing:
         from entk_app import cvae
 
-        cvae.configure(cores, seed=0)
+        cvae.configure(cores, seed=0, gpus=gpus, allow_cpu=allow_cpu)
         encoder = cvae.load_encoder(paths.encoder)
         starts = dict(zip(frames.keys, np.cumsum([0, *(key.n_frames for key in frames.keys)]), strict=False))
         rows = np.concatenate([np.arange(starts[key], starts[key] + key.n_frames) for key in missing])

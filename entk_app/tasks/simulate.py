@@ -17,6 +17,7 @@ from entk_app.frames import FrameWriter
 from entk_app.layout import RunLayout
 from entk_app.records import (
     FrameRef,
+    Placement,
     SegmentProgress,
     SegmentRecord,
     SimulateTask,
@@ -25,6 +26,7 @@ from entk_app.records import (
 )
 from entk_app.settings import Settings, build_settings, read_config
 from entk_app.systems.build import LoadedSystem, load_system, write_positions
+from entk_app.tasks import Stopper
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
 
 
-def run(layout: RunLayout, order: Path) -> None:
+def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     """Run the segment that the order asks for and publish its folder."""
     unix_start = time.time()
     task = read_record(SimulateTask, order)
@@ -47,10 +49,10 @@ def run(layout: RunLayout, order: Path) -> None:
     work.folder.mkdir(parents=True)
     start = find_start(layout, task, loaded)
     noise_seed, velocity_seed = (int(s) for s in np.random.SeedSequence(task.seed).generate_state(2) >> 1)
-    simulation, platform, device = md.create_context(
-        loaded.topology, loaded.system, settings.simulate, noise_seed, task.cores, task.gpus
+    simulation, platform = md.create_context(
+        loaded.topology, loaded.system, settings.simulate, noise_seed, task.cores, task.gpus, task.allow_cpu
     )
-    logger.info("%s on %s, device %s", paths.folder.name, platform, device)
+    logger.info("%s on %s", paths.folder.name, platform)
     seconds_setup = time.time() - unix_start
 
     def make_writer(positions: NDArray[np.floating]) -> FrameWriter:
@@ -64,11 +66,6 @@ def run(layout: RunLayout, order: Path) -> None:
             positions,
         )
 
-    def should_stop() -> md.StopReason | None:
-        if task.end_by_unix is not None and time.time() >= task.end_by_unix:
-            return "walltime"
-        return "stop_request" if layout.stop_request.exists() else None
-
     result = md.run_segment(
         simulation,
         start,
@@ -79,13 +76,11 @@ def run(layout: RunLayout, order: Path) -> None:
         velocity_seed,
         settings.frames_per_segment,
         names=(work.trajectory.name, work.log.name, work.state.name),
-        platform=platform,
-        device=device,
-        should_stop=should_stop,
+        should_stop=Stopper(layout),
         on_frame=_report_progress(task, work.progress),
     )
     work.progress.unlink(missing_ok=True)
-    record = _to_record(task, settings, result, seconds_setup, unix_start)
+    record = _to_record(task, settings, result, platform, placement, seconds_setup, unix_start)
     write_record(work.record, record)
     os.replace(work.folder, paths.folder)
     logger.info("%d frames, lowest RMSD %s", record.n_frames, record.min_rmsd_angstrom)
@@ -143,12 +138,19 @@ def _report_progress(task: SimulateTask, path: Path):
 
 
 def _to_record(
-    task: SimulateTask, settings: Settings, result: md.SegmentResult, seconds_setup: float, unix_start: float
+    task: SimulateTask,
+    settings: Settings,
+    result: md.SegmentResult,
+    platform: str,
+    placement: Placement,
+    seconds_setup: float,
+    unix_start: float,
 ) -> SegmentRecord:
     return SegmentRecord(
         simulation=task.simulation,
         segment=task.segment,
         iteration=task.iteration,
+        decision=task.decision,
         origin=task.origin,
         seed=task.seed,
         n_frames=result.n_frames,
@@ -159,9 +161,10 @@ def _to_record(
         min_rmsd_angstrom=result.min_rmsd,
         min_rmsd_frame=result.min_rmsd_frame,
         last_rmsd_angstrom=result.last_rmsd,
-        platform=result.platform,
-        device=result.device,
+        platform=platform,
+        device=placement.device,
         cores=task.cores,
+        placement=placement,
         friction_per_ps=settings.simulate.friction_per_ps,
         temperature_k=settings.simulate.temperature_k,
         ended_by=result.ended_by,

@@ -13,24 +13,26 @@ import numpy as np
 from entk_app import cvae
 from entk_app.frames import Frames, read_frames, write_embeddings
 from entk_app.layout import RunLayout
-from entk_app.records import ModelRecord, TrainTask, read_record, write_record
+from entk_app.records import ModelRecord, Placement, TrainTask, read_record, write_record
 from entk_app.settings import build_settings, read_config
+from entk_app.tasks import Stopper
 
 logger = logging.getLogger(__name__)
 
 
-def run(layout: RunLayout, order: Path) -> None:
+def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     """Train the model that the order asks for and publish its folder."""
     unix_start = time.time()
     task = read_record(TrainTask, order)
     campaign = build_settings(read_config(layout.settings))
     settings = campaign.train
-    device = cvae.configure(task.cores, task.seed)
+    platform = cvae.configure(task.cores, task.seed, task.gpus, task.allow_cpu)
     frames = read_frames(layout, task.segments)
     lengths = np.asarray([key.n_frames for key in task.segments])
     # The same split for every latent size of an iteration: their held-out losses are compared.
     generator = np.random.default_rng([campaign.seed, task.iteration])
     train_rows, held_out_rows = cvae.split_blocks(lengths, settings, generator)
+    stopper = Stopper(layout)
     seconds_load = time.time() - unix_start
     training = cvae.train_model(
         frames.packed,
@@ -39,9 +41,7 @@ def run(layout: RunLayout, order: Path) -> None:
         held_out_rows,
         settings,
         task.latent_dim,
-        should_stop=lambda: (
-            layout.stop_request.exists() or (task.end_by_unix is not None and time.time() >= task.end_by_unix)
-        ),
+        should_stop=lambda: stopper() is not None,
     )
     seconds_train = time.time() - unix_start - seconds_load
     paths = layout.model(task.iteration, task.latent_dim)
@@ -74,7 +74,9 @@ def run(layout: RunLayout, order: Path) -> None:
             seconds_train=seconds_train,
             seconds_per_epoch=float(np.median([epoch.seconds for epoch in training.history])),
             inference_ms_per_frame=inference_ms,
-            device=device,
+            platform=platform,
+            device=placement.device,
+            placement=placement,
             seed=task.seed,
             unix_start=unix_start,
             unix_end=time.time(),

@@ -12,7 +12,7 @@ from conftest import prepare, tiny_settings
 
 from entk_app.errors import DataError, Interrupted
 from entk_app.frames import read_columns, read_start_positions
-from entk_app.records import FrameRef, SegmentRecord, SimulateTask, read_record, write_record
+from entk_app.records import Deadline, FrameRef, SegmentRecord, SimulateTask, read_record, write_record
 from entk_app.tasks import run_task, simulate
 
 
@@ -27,7 +27,7 @@ def begun(tmp_path):
 def order(campaign, simulation, segment, origin=None, **values):
     path = campaign.layout.segment(simulation, segment).task
     task = SimulateTask(
-        simulation=simulation, segment=segment, iteration=1, seed=5, origin=origin, end_by_unix=None, cores=1, gpus=0
+        simulation=simulation, segment=segment, iteration=1, decision=0, seed=5, origin=origin, cores=1, gpus=0
     )
     write_record(path, task.model_copy(update=values))
     return path
@@ -100,10 +100,12 @@ def test_a_task_that_fails_publishes_nothing(begun, monkeypatch):
     assert not begun.layout.segment(0, 1).folder.exists()
 
 
-def run_until_told(tmp_path, **values):
+def run_until_told(tmp_path, deadline=None):
     """A segment far longer than a test, that something else must end."""
     campaign = prepare(tmp_path / "run", tiny_settings("simulate.segment_ns=1000"), cores=1)
-    run_task("simulate", campaign.layout.root, order(campaign, 0, 0, **values))
+    if deadline is not None:
+        campaign.limit_time(deadline)
+    run_task("simulate", campaign.layout.root, order(campaign, 0, 0))
     record = read_record(SegmentRecord, campaign.layout.segment(0, 0).record)
     frames = len(read_columns(campaign.layout.segment(0, 0).frames)["step"])
     trajectory = MDAnalysis.Universe(
@@ -114,8 +116,17 @@ def run_until_told(tmp_path, **values):
     return record
 
 
-def test_the_walltime_ends_a_segment_in_order(tmp_path):
-    assert run_until_told(tmp_path, end_by_unix=time.time() + 2.0).ended_by == "walltime"
+@pytest.mark.parametrize("limit", ["walltime", "budget"])
+def test_the_pilots_time_ends_a_segment_in_order(tmp_path, limit):
+    assert run_until_told(tmp_path, Deadline(end_by_unix=time.time() + 2.0, limit=limit)).ended_by == limit
+
+
+def test_a_deadline_that_appears_while_a_segment_runs_ends_it(tmp_path):
+    # A queued pilot's orders are written before its time begins.
+    deadline = Deadline(end_by_unix=time.time() + 2.5, limit="walltime")
+    late = threading.Timer(1.5, write_record, (tmp_path / "run" / "deadline.json", deadline))
+    late.start()
+    assert run_until_told(tmp_path).ended_by == "walltime"
 
 
 def test_a_stop_request_ends_a_segment_in_order(tmp_path):

@@ -1,0 +1,143 @@
+"""The pilot's devices, divided among tasks. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from entk_app.errors import SettingsError
+from entk_app.settings import Settings
+from entk_app.steering import Slots
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the pilot has, and how it is divided among tasks.
+
+    Attributes
+    ----------
+    cores, gpus : int
+        Of the whole pilot.
+    slots : Slots
+    slot_cores : tuple of int
+        Cores of the task in each slot; together all cores of the pilot where it is one node.
+    node_cores : int
+        Cores of a node, which a single task cannot exceed.
+    allow_cpu : bool
+        Whether a task that was given a GPU may run without it.
+    """
+
+    cores: int
+    gpus: int
+    slots: Slots
+    slot_cores: tuple[int, ...]
+    node_cores: int
+    allow_cpu: bool = False
+
+    def simulation_cores(self, place: int) -> int:
+        return self.slot_cores[place % len(self.slot_cores)]
+
+    def training_cores(self, place: int) -> int:
+        """Those of its slot beside simulations or a GPU, else an equal share of all."""
+        turn = place % self.slots.learn
+        if self.slots.is_split:
+            return sum(self._learning_cores()[turn :: self.slots.learn])
+        if self.gpus:
+            return self.slot_cores[turn]
+        return min(max(1, self.cores // self.slots.learn), self.node_cores)
+
+    def _learning_cores(self) -> tuple[int, ...]:
+        """Cores of the slots that do not simulate; on GPUs, one slot a training."""
+        rest = self.slot_cores[self.slots.simulate :]
+        return rest[: self.slots.learn] if self.gpus else rest
+
+    @property
+    def analysis_cores(self) -> int:
+        return min(self.cores, self.node_cores)
+
+    @property
+    def gpus_per_task(self) -> int:
+        return 1 if self.gpus else 0
+
+
+def divide_machine(
+    settings: Settings,
+    cores: int,
+    gpus: int,
+    nodes: int = 1,
+    allow_cpu: bool = False,
+) -> Machine:
+    """Divide the devices of a pilot's nodes among tasks: one GPU a task where there are GPUs, else cores.
+
+    Parameters
+    ----------
+    settings : Settings
+    cores, gpus : int
+        Of the whole pilot.
+    nodes : int
+        Nodes, of equal size.
+    allow_cpu : bool
+        Whether a task that was given a GPU may run without it.
+
+    Returns
+    -------
+    Machine
+        With GPUs and no word of the user, a quarter of them learns (at most one a model) and the others simulate:
+        12 + 4 on a DGX-2. Without GPUs the stages take turns on all cores.
+
+    Raises
+    ------
+    SettingsError
+        More is asked for than there is.
+    """
+    asked = settings.resource
+    node_cores, node_gpus = cores // nodes, gpus // nodes
+    in_node = min(node_gpus, node_cores) or max(1, node_cores // (asked.cores_per_simulation or 1))
+    share, rest = divmod(node_cores, in_node)
+    per_simulation = asked.cores_per_simulation or (share if gpus else 1)
+    if per_simulation > node_cores:
+        raise SettingsError(
+            f"resource.cores_per_simulation = {per_simulation}: a node of {asked.label} has {node_cores} cores for "
+            "this campaign"
+        )
+    if per_simulation * in_node > node_cores:
+        raise SettingsError(
+            f"resource.cores_per_simulation = {per_simulation}: {in_node} simulations, one a GPU, have {node_cores} "
+            f"cores of {asked.label} between them; at most {share}"
+        )
+    # What does not divide goes to the first slots; over several nodes the pieces might not fit together.
+    larger = rest if gpus and nodes == 1 and asked.cores_per_simulation is None else 0
+    total = nodes * in_node
+    slot_cores = tuple(per_simulation + (place < larger) for place in range(total))
+    return Machine(
+        cores=cores,
+        gpus=gpus,
+        slots=_split_slots(settings, total, bool(gpus)),
+        slot_cores=slot_cores,
+        node_cores=node_cores,
+        allow_cpu=allow_cpu,
+    )
+
+
+def _split_slots(settings: Settings, total: int, has_gpus: bool) -> Slots:
+    asked, n_models = settings.resource, len(settings.train.latent_dims)
+    for key, value in (("md_slots", asked.md_slots), ("ml_slots", asked.ml_slots)):
+        if (value or 0) > total:
+            raise SettingsError(
+                f"resource.{key} = {value}: {asked.label} has {total} slots for this campaign; "
+                f"--set resource.{key}=null takes what there is"
+            )
+    if asked.md_slots and asked.ml_slots and asked.md_slots + asked.ml_slots > total:
+        raise SettingsError(
+            f"resource.md_slots = {asked.md_slots} and resource.ml_slots = {asked.ml_slots} are "
+            f"{asked.md_slots + asked.ml_slots} slots: {asked.label} has {total} for this campaign; "
+            "--set resource.md_slots=null --set resource.ml_slots=null takes what there is"
+        )
+    if asked.md_slots is None and asked.ml_slots is None and not has_gpus:
+        return Slots(total, total, min(total, n_models))
+    learn = asked.ml_slots or (total - asked.md_slots if asked.md_slots else total // 4)
+    learn = min(learn, n_models)
+    simulate = asked.md_slots or total - learn
+    if not learn or not simulate:
+        # Too few devices to set some aside: simulations and trainings take turns on all of them.
+        return Slots(total, asked.md_slots or total, min(asked.ml_slots or total, n_models))
+    return Slots(total, simulate, learn)
