@@ -262,7 +262,7 @@ class Campaign:
             total_time_us=round(history.time_us, 9),
             shortest_us=min((round(s.time_ps * 1e-6, 9) for s in past), default=None),
             longest_us=max((round(s.time_ps * 1e-6, 9) for s in run), default=None),
-            n_iterations=self.iteration,
+            n_iterations=self.machine.slots.count_iterations(self.iteration),
             n_frames=history.n_frames,
             n_outliers=len(self._outliers),
             n_purged=shot.n_purged,

@@ -160,7 +160,7 @@ def get_entry(label: str, entries: Mapping[str, tuple[dict[str, Any], Path]]) ->
     site, _, key = label.partition(".")
     near = [other for other in entries if other.split(".")[0] == site or other.split(".", 1)[1] == key]
     if near:
-        hint = f"{suggest(label, entries)}; near: {', '.join(sorted(near)[:8])}"
+        hint = f"{suggest(label, entries) or ';'} near: {', '.join(sorted(near)[:8])}"
     else:
         sites = sorted({other.split(".")[0] for other in entries})
         hint = f"{suggest(label, entries)}; files exist for the sites {', '.join(sites)}"

@@ -33,6 +33,10 @@ class Slots:
         """Whether models train on slots of their own while simulations go on; else the stages take turns."""
         return self.simulate + self.learn <= self.total
 
+    def count_iterations(self, number: int) -> int:
+        """Iterations of learning up to this one; in a split the initial phase has a number of its own, the first."""
+        return max(1, number - self.is_split)
+
 
 @dataclass(frozen=True)
 class SimulationHistory:
@@ -165,8 +169,9 @@ def decide_after_analysis(
     """
     n_outliers = None if analysis is None else len(analysis.outliers)
     stop = find_stop(history, settings)
-    if stop is None and history.iteration >= settings.stop.max_iterations:
-        stop = _stop(history, "max_iterations", f"{history.iteration} iterations done, stop.max_iterations reached")
+    done = slots.count_iterations(history.iteration)
+    if stop is None and done >= settings.stop.max_iterations:
+        stop = _stop(history, "max_iterations", f"{done} iterations done, stop.max_iterations reached")
     if stop is not None:
         return stop.model_copy(update={"n_outliers": n_outliers})
 

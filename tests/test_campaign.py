@@ -155,9 +155,10 @@ def test_the_initial_phase_takes_all_slots_and_learning_its_share(tmp_path):
     campaign = prepare(tmp_path / "run", settings, cores=3)
     summary = run_campaign(campaign)
     following = [decision.next for decision in campaign.decisions]
-    assert following == ["simulate", "simulate", "learn", "stop"]
+    assert following == ["simulate", "simulate", "simulate+learn", "stop"]
     assert summary.n_simulations == 3
-    assert summary.n_frames == 90
+    # Two segments each, then a third of two simulations beside the training.
+    assert summary.n_frames == 90 + 30
 
 
 def failing(monkeypatch, fails):
@@ -335,7 +336,7 @@ def test_a_campaign_that_is_over_ends_at_once_under_the_same_rule(tmp_path, tiny
 
 
 def test_where_slots_are_split_models_train_beside_simulations(tmp_path):
-    settings = tiny_settings("train.latent_dims=[3]", "stop.max_iterations=3")
+    settings = tiny_settings("train.latent_dims=[3]", "stop.max_iterations=2")
     campaign = prepare(tmp_path / "run", settings, cores=8, gpus=4)
     assert campaign.machine.slots == Slots(total=4, simulate=3, learn=1)
     summary = run_campaign(campaign)
@@ -351,7 +352,7 @@ def test_where_slots_are_split_models_train_beside_simulations(tmp_path):
     # The models of an iteration know the frames from before it, its analysis all of them.
     assert read_record(ModelRecord, layout.model(2, 3).record).n_train_frames < 60
     assert read_record(AnalysisRecord, layout.analysis(2)).n_frames == 60 + 45
-    assert summary.n_iterations == 3
+    assert (summary.n_iterations, summary.stop_reason) == (2, "max_iterations")
     assert check_run(layout.root)["segments"] == 10
 
 

@@ -36,7 +36,7 @@ def no_pilot(monkeypatch):
         (["--reference", "nowhere.pdb"], "nowhere.pdb"),
         (["--run-dir", "."], "not empty"),
         (["--set", "simulate.platform=HIP"], "simulate.platform = 'HIP'"),
-        (["--resource", "ornl.dgx3"], "near: ornl.dgx2"),
+        (["--resource", "ornl.dgx3"], "did you mean 'ornl.dgx2'"),
         (["--resource", "slurm.cluster"], "resource.cores_per_node"),
         (["--resource", "local.dgx2_emulated", "--set", "resource.gpus=17"], "has 16 GPUs"),
         (["--resource", "local.dgx2_emulated", "--set", "resource.md_slots=17"], "has 16 slots"),
@@ -82,7 +82,7 @@ def test_resources_are_listed_and_shown(capsys):
     shown = capsys.readouterr().out
     assert json.loads(shown.split("\n", 1)[1])["gpus_per_node"] == 16
     assert cli.main(["resources", "ornl.dgx3"]) == 2
-    assert "near: ornl.dgx2" in capsys.readouterr().err
+    assert "did you mean 'ornl.dgx2'" in capsys.readouterr().err
 
 
 def test_finished_tells_whether_there_is_something_to_go_on_with(tmp_path, capsys):
@@ -164,11 +164,11 @@ def test_what_may_surprise_is_said_before_the_start(tmp_path, monkeypatch, capsy
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource: None)
-    values = ["system.name=mine", "system.sequence=AAAAAA", "system.model=all-atom", "resource.cores=1000"]
-    cli.main_run([part for value in values for part in ("--set", value)])
+    values = ["system.name=mine", "system.sequence=AAAAAA", "system.model=all-atom", "resource.gpus=1"]
+    cli.main_run(["--resource", "local.dgx2_emulated", *[part for value in values for part in ("--set", value)]])
     printed = capsys.readouterr().out
     assert "note: no native structure" in printed
-    assert "note: 1000 cores" in printed
+    assert "note: local.dgx2_emulated is emulated" in printed
 
 
 def test_run_folders_are_numbered(tmp_path, monkeypatch):

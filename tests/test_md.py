@@ -59,7 +59,7 @@ def test_a_segment_holds_the_frames_and_the_time_asked_for(villin, tmp_path):
 
 def test_the_protocol_reaches_the_integrator(villin):
     settings = make_settings(temperature_k=310, friction_per_ps=91, time_step_fs=2)
-    simulation, _, _ = md.create_context(villin.start.topology, villin.system, settings.simulate, 7, 1)
+    simulation, _ = md.create_context(villin.start.topology, villin.system, settings.simulate, 7, 1)
     integrator = simulation.integrator
     assert type(integrator).__name__ == "LangevinMiddleIntegrator"
     assert integrator.getTemperature().value_in_unit(unit.kelvin) == 310

@@ -188,10 +188,10 @@ def test_a_pilot_whose_launcher_was_killed_ended_with_its_last_sign_of_life(tmp_
     profile = layout.radical / "radical.pilot.sandbox" / "re.session.1" / "pilot.0000" / "agent_0.prof"
     profile.parent.mkdir(parents=True)
     profile.write_text("")
-    began = list(read_lines(PilotRecord, layout.pilots))[0].unix_submitted
+    began = next(read_lines(PilotRecord, layout.pilots)).unix_submitted
     os.utime(profile, (began + 225, began + 225))
     pilot_log(layout).begin()
-    record = list(read_lines(PilotRecord, layout.pilots))[0]
+    record = next(read_lines(PilotRecord, layout.pilots))
     assert record.unix_end == pytest.approx(began + 225)
     assert record.gpu_hours == pytest.approx(16 * 225 / 3600)
 

@@ -17,7 +17,7 @@ def model(latent_dim, loss):
         iteration=2, latent_dim=latent_dim, architecture="fast", n_residues=10, n_parameters=1, n_train_frames=8,
         n_held_out_frames=2, batch_size=4, epochs=3, best_epoch=2, held_out_reconstruction=loss, held_out_loss=loss + 1,
         train_loss=loss, seconds_load=0.1, seconds_train=1.0, seconds_per_epoch=0.3, inference_ms_per_frame=None,
-        device="CPU", seed=1, unix_start=0.0, unix_end=1.0,
+        platform="CPU", device=None, seed=1, unix_start=0.0, unix_end=1.0,
     )  # fmt: skip
 
 
