@@ -30,12 +30,15 @@ from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, SettingsE
 from entk_app.layout import RunLayout
 from entk_app.records import Deadline, PilotRecord, read_lines, write_lines
 from entk_app.resources import Resource
+from entk_app.run_folder import LAUNCHER_NAMES
 from entk_app.settings import ResourceSettings, Settings
 
 if TYPE_CHECKING:
     from entk_app.workflow import AdaptiveWorkflow
 
 logger = logging.getLogger(__name__)
+
+_DEFAULT_WALLTIME_MIN = 60.0
 
 #: Seconds that a campaign's processes have to end by themselves before they are killed.
 _GRACE_S = 8.0
@@ -99,7 +102,7 @@ def describe_resource(settings: ResourceSettings, resource: Resource) -> dict[st
     """EnTK's resource description: walltime in whole minutes, cores and GPUs of the pilot."""
     description: dict[str, Any] = {
         "resource": resource.label,
-        "walltime": math.ceil(settings.walltime_min),
+        "walltime": math.ceil(find_walltime(settings)),
         "cpus": resource.cores,
         "gpus": resource.gpus,
     }
@@ -111,6 +114,14 @@ def describe_resource(settings: ResourceSettings, resource: Resource) -> dict[st
         if value is not None:
             description[key] = value
     return description
+
+
+def find_walltime(settings: ResourceSettings) -> float:
+    """Minutes that a pilot may run: as asked for, else what is left of the batch job around it, else an hour."""
+    if settings.walltime_min is not None:
+        return settings.walltime_min
+    end = None if settings.submit else find_end_unix(os.environ)
+    return _DEFAULT_WALLTIME_MIN if end is None else max(1.0, (end - time.time()) / 60.0)
 
 
 def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
@@ -246,7 +257,7 @@ class PilotLog:
                 nodes=self._resource.nodes,
                 cores=self._resource.cores,
                 gpus=self._resource.gpus,
-                walltime_min=self._settings.resource.walltime_min,
+                walltime_min=find_walltime(self._settings.resource),
                 queued=self._resource.submit,
                 unix_submitted=time.time(),
             )
@@ -268,7 +279,8 @@ class PilotLog:
         SettingsError
             Nothing is left of one of them.
         """
-        minutes, record = self._settings.resource.walltime_min, self._records[-1]
+        record = self._records[-1]
+        minutes = record.walltime_min
         closing = _closing_seconds(minutes)
         began = record.unix_submitted if record.unix_began is None else record.unix_began
         limits = [Deadline(end_by_unix=began + 60.0 * minutes - closing, limit="walltime")]
@@ -486,12 +498,27 @@ def _find_processes(layout: RunLayout) -> list[int]:
         try:
             variables = (entry / "environ").read_bytes().split(b"\0")
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            belongs = any((variable + b"/").startswith(mark) for variable in variables)
+            belongs = belongs or _is_orphan(entry, layout)
         except (OSError, IndexError):
             # Gone in the meantime, or another user's.
             continue
-        if state != "Z" and any((variable + b"/").startswith(mark) for variable in variables):
+        if state != "Z" and belongs:
             found.append(int(entry.name))
     return found
+
+
+def _is_orphan(entry: Path, layout: RunLayout) -> bool:
+    """Whether a process is a fork of a launcher that was killed: it works where that did, and has no parent left.
+
+    Such a process' environment is the launcher's as it was started, before ``RADICAL_BASE`` was set.
+    """
+    if (entry / "cwd").readlink() != layout.radical.resolve():
+        return False
+    parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    command = (entry / "cmdline").read_bytes()
+    works_here = parent > 1 and (Path("/proc") / str(parent) / "cwd").readlink() == layout.radical.resolve()
+    return not works_here and any(name in command for name in LAUNCHER_NAMES)
 
 
 def _last_words(layout: RunLayout, n_lines: int = 8) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from entk_app.campaign import StageKind, TaskSpec
 from entk_app.layout import RunLayout, analyse_task_name, simulate_task_name, train_task_name
 from entk_app.machine import Machine
-from entk_app.pilot import describe_resource
+from entk_app.pilot import describe_resource, find_walltime
 from entk_app.resources import Resource
 from entk_app.settings import Settings
 from entk_app.workflow import build_command, build_environment, build_pre_exec, find_python
@@ -25,7 +25,7 @@ def describe_plan(settings: Settings, resource: Resource, machine: Machine, layo
         f"resource   {resource.label}: {resource.entry.get('description', '')}",
         f"           {resource.source}",
         f"pilot      {resource.nodes} x {resource.node_cores} cores, {resource.node_gpus} GPUs, "
-        f"{settings.resource.walltime_min:g} min; {how}; {resource.manager} and {resource.launcher}"
+        f"{find_walltime(settings.resource):.4g} min; {how}; {resource.manager} and {resource.launcher}"
         + ("; emulated: devices are counted only" if resource.is_emulated else ""),
         "           " + ", ".join(f"{key}={value}" for key, value in description.items()),
         "slots      " + _describe_slots(machine),

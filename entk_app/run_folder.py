@@ -27,6 +27,9 @@ _PACKAGES = (
 _CHANGEABLE = ("train", "analyse", "steering", "stop", "resource", "simulate.platform")
 
 
+#: What the command line of a launcher has in it.
+LAUNCHER_NAMES = (b"app.py", b"entk-app", b"entk_app")
+
 #: Reasons for which a campaign stops with something left to do.
 CUT_OFF = ("walltime", "interrupted")
 
@@ -127,7 +130,7 @@ def claim_run_folder(layout: RunLayout) -> None:
     except (OSError, ValueError):
         # No lock, or no process of that number.
         command = b""
-    if command and int(pid) != os.getpid() and any(name in command for name in (b"app.py", b"entk")):
+    if command and int(pid) != os.getpid() and any(name in command for name in LAUNCHER_NAMES):
         raise RunFolderError(f"the campaign in {layout.root} is still run by process {pid} on this host: stop it first")
     for path in (layout.stop_request, layout.deadline):
         path.unlink(missing_ok=True)

@@ -220,3 +220,78 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path):
     # The tasks saved what they had: shorter segments, whole all the same.
     assert summary["n_frames"] > 0
     check_run(run)
+
+
+#: As many simulations as a DGX-2 has GPUs, each as small as can be: two cores must run them all.
+SMALL_DGX2 = [
+    "--resource", "local.dgx2_emulated", "--run-dir", "run", "--seed", "4",
+    "--set", "simulate.segment_ns=0.08", "--set", "train.epochs=2", "--set", "steering.min_frames=20",
+    "--set", "steering.window=20", "--set", "stop.target_rmsd_angstrom=0.1", "--set", "stop.max_iterations=2",
+]  # fmt: skip
+
+
+def devices_by_iteration(run: Path) -> dict[int, tuple[list[str], list[str]]]:
+    """Devices of the simulations and of the trainings of each iteration, from their records."""
+    found: dict[int, tuple[list[str], list[str]]] = {}
+    for place, pattern in enumerate(("simulations/*/segment-*/segment.json", "models/*/*/model.json")):
+        for path in run.glob(pattern):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            assert record["placement"]["emulated"]
+            assert len(record["placement"]["cores"]) == 6
+            found.setdefault(record["iteration"], ([], []))[place].append(record["device"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory):
+    """A campaign on the emulated DGX-2 whose launcher is killed beside the first trainings, then taken up again."""
+    folder = tmp_path_factory.mktemp("dgx2")
+    run = folder / "run"
+    process = start(SMALL_DGX2, folder)
+    try:
+        deadline = time.monotonic() + 400
+        while not list(run.glob("simulations/*/segment-0001")):
+            assert process.poll() is None, "the campaign ended by itself\n" + collect_logs(folder)
+            assert time.monotonic() < deadline, "no second segment\n" + collect_logs(folder)
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+        left = find_processes(folder)
+        finished = {path: path.read_text() for path in run.glob("simulations/*/segment-*/segment.json")}
+        resumed = run_to_end(["--resume", "run"], folder)
+    finally:
+        end_everything(process, folder)
+        process.stdout.close()
+    return folder, left, finished, resumed
+
+
+def test_a_campaign_whose_launcher_was_killed_goes_on(killed_and_resumed):
+    folder, left, finished, resumed = killed_and_resumed
+    assert left, "nothing outlived the launcher: this tests nothing"
+    assert resumed.returncode == 0, resumed.stdout + collect_logs(folder)
+    assert resumed.left == {}
+    summary = read_summary(folder / "run")
+    assert (summary["stop_reason"], summary["n_iterations"], summary["n_failed_tasks"]) == ("max_iterations", 2, 0)
+    # What was finished before is as it was.
+    assert len(finished) >= 17
+    assert {path: path.read_text() for path in finished} == finished
+    assert check_run(folder / "run", every=5)["segments"] == 16 + 12 + 12
+
+
+def test_the_initial_phase_takes_16_devices_then_12_simulate_and_4_learn(killed_and_resumed):
+    devices = devices_by_iteration(killed_and_resumed[0] / "run")
+    every = sorted(map(str, range(16)))
+    assert sorted(devices[1][0]) == every and devices[1][1] == []
+    # One pilot ran all of iteration 3; of iteration 2 some was run before the kill and the rest after it.
+    assert (len(devices[3][0]), len(devices[3][1])) == (12, 4)
+    assert sorted(devices[3][0] + devices[3][1]) == every
+    assert (len(devices[2][0]), len(devices[2][1])) == (12, 4)
+
+
+def test_both_pilots_of_a_resumed_campaign_are_kept(killed_and_resumed):
+    run = killed_and_resumed[0] / "run"
+    pilots = [json.loads(line) for line in (run / "pilots.jsonl").read_text().splitlines()]
+    assert [pilot["number"] for pilot in pilots] == [0, 1]
+    assert all((pilot["cores"], pilot["gpus"], pilot["nodes"]) == (96, 16, 1) for pilot in pilots)
+    assert pilots[0]["unix_active"] < pilots[0]["unix_end"] <= pilots[1]["unix_submitted"] < pilots[1]["unix_end"]
+    assert list((run / "logs" / "tasks-0001").glob("analyse.*"))
