@@ -130,7 +130,7 @@ def plot_tasks(
             for first, last in _ranges(lanes.get(task.uid, ())) if run else ():
                 left, right = ((unix - zero) / seconds for unix in run or ())
                 low, high = base + first - 0.42, base + last + 0.42
-                mark = task.state if task.state in HATCHES else ""
+                mark: str = task.state if task.state in HATCHES else ""
                 bars[task.kind, mark].append([(left, low), (right, low), (right, high), (left, high)])
     is_crowded = sum(map(len, bars.values())) > _MANY_BARS
     for (kind, mark), corners in bars.items():

@@ -353,9 +353,12 @@ def find_shape(files: PilotFiles, config: dict[str, Any], request: Request) -> t
     if nodes:
         return len(nodes), sum(len(n.get("cores", ())) for n in nodes), sum(len(n.get("gpus", ())) for n in nodes)
     number = int(config.get("nodes") or request.nodes or 1)
-    cores = number * int(config.get("cores_per_node") or 0) or int(request.cores or 0)
-    gpus = number * int(config.get("gpus_per_node") or 0) or int(request.gpus or 0)
-    return number, cores, gpus
+
+    def held(device: str, asked: int | None) -> int:
+        a_node = config.get(f"{device}_per_node")
+        return int(asked or 0) if a_node is None else number * int(a_node)
+
+    return number, held("cores", request.cores), held("gpus", request.gpus)
 
 
 # Tasks.
@@ -428,7 +431,7 @@ def _read_tasks(
         task = _time_task(task, events, sandbox.events if sandbox else (), trace.start, until)
         before = [unix for unix in asked[uid] if task.scheduled is None or unix <= task.scheduled]
         task = replace(task, submitted=max(before, default=events[0].unix))
-        tasks.append(_hold_against_record(layout, task))
+        tasks.append(_hold_against_record(layout, task, until))
     return tasks
 
 
@@ -491,14 +494,16 @@ def _time_task(task: Task, agent: list[Event], own: Iterable[Event], start: floa
     )
 
 
-def _hold_against_record(layout: RunLayout, task: Task) -> Task:
-    """Whether the task published its record; its clock stands in for an end that no profile has."""
+def _hold_against_record(layout: RunLayout, task: Task, until: float) -> Task:
+    """Whether the task published its record; its clock stands in for an end that no profile has.
+
+    A record from before or after the task, or after ``until``, is of another try.
+    """
     times = _read_record_times(layout, parse_task_name(task.name))
     if times is None or task.started is None:
         return task
     began, ended = times
-    if ended < task.started or (task.stopped is not None and began > task.stopped):
-        # The record of another try.
+    if ended < task.started or began > (until if task.stopped is None else task.stopped):
         return task
     return replace(task, published=True, stopped=task.stopped or ended)
 
