@@ -104,6 +104,8 @@ class Task:
         Its slot was held from then until then.
     started, stopped : float or None
         Its process ran from then until then. ``stopped`` is None while it runs, and where it was cut off.
+    recorded_s : float or None
+        How long it worked by its own clock, from its record.
     """
 
     pilot: int
@@ -127,6 +129,7 @@ class Task:
     released: float | None = None
     exit_code: int | None = None
     published: bool = False
+    recorded_s: float | None = None
     state: TaskState = "waiting"
 
     def amount(self, device: Device) -> float:
@@ -155,7 +158,8 @@ class Parts(Record):
     """Core-hours (or GPU-hours) of a pilot and the parts that they were spent on.
 
     ``in_use`` sums ``use``, which is by task kind and outcome. ``whole`` equals ``start_up + in_use + overhead + idle
-    + shutdown``. ``oversubscribed`` is what tasks held beyond the pilot's devices; it is in no other part.
+    + shutdown``. ``unrecorded`` is of what is in use: processes that start and end, outside their tasks' own clocks.
+    ``oversubscribed`` is what tasks held beyond the pilot's devices; it is in no other part.
     """
 
     whole: float = 0.0
@@ -164,6 +168,7 @@ class Parts(Record):
     overhead: float = 0.0
     idle: float = 0.0
     shutdown: float = 0.0
+    unrecorded: float = 0.0
     oversubscribed: float = 0.0
     use: dict[str, dict[str, float]] = Field(default_factory=dict)
 
@@ -181,7 +186,7 @@ class Parts(Record):
     def __add__(self, other: Parts) -> Parts:
         kinds = _in_order({**self.use, **other.use})
         use = {kind: _add(self.use.get(kind, {}), other.use.get(kind, {})) for kind in kinds}
-        names = ("whole", "start_up", "in_use", "overhead", "idle", "shutdown", "oversubscribed")
+        names = ("whole", "start_up", "in_use", "overhead", "idle", "shutdown", "unrecorded", "oversubscribed")
         return Parts(use=use, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
@@ -349,6 +354,11 @@ def compute_parts(pilot: Pilot, tasks: Sequence[Task], device: Device) -> Parts:
         sums["oversubscribed"] += (asked - used + held - overhead) * hours
     return Parts(
         whole=capacity * pilot.seconds / _HOUR_S,
+        unrecorded=sum(
+            task.amount(device) * max(0.0, task.seconds(pilot) - task.recorded_s) / _HOUR_S
+            for task in tasks
+            if task.recorded_s is not None
+        ),
         in_use=sum(sum(states.values()) for states in use.values()),
         use={kind: dict(use[kind]) for kind in _in_order(use)},
         **sums,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     "pilot", "uid", "name", "stage", "kind", "iteration", "simulation", "segment", "latent_dim", "node", "cores",
     "gpus", "core_ids", "device_ids", "unix_submitted", "unix_scheduled", "unix_started", "unix_stopped",
-    "unix_released", "seconds", "core_hours", "gpu_hours", "exit_code", "state",
+    "unix_released", "seconds", "seconds_recorded", "core_hours", "gpu_hours", "exit_code", "state",
 )  # fmt: skip
 
 _STATES = {
@@ -85,12 +85,13 @@ def render_tasks(usage: Usage) -> str:
 
 def _row(task: Task, pilot: Pilot) -> tuple[object, ...]:
     seconds = task.seconds(pilot)
-    times = (task.submitted, task.scheduled, task.started, task.stopped, task.released)
+    times = (task.submitted, task.scheduled, task.started, task.stopped, task.released, seconds, task.recorded_s)
+    hours = (task.cores * seconds / 3600.0, task.gpus * seconds / 3600.0)
     return (
         task.pilot, task.uid, task.name, task.stage, task.kind, task.iteration, task.simulation, task.segment,
         task.latent_dim, task.node, f"{task.cores:g}", f"{task.gpus:g}", " ".join(map(str, task.core_ids)),
-        " ".join(map(str, task.gpu_ids)), *("" if unix is None else f"{unix:.3f}" for unix in times), f"{seconds:.3f}",
-        f"{task.cores * seconds / 3600.0:.9f}", f"{task.gpus * seconds / 3600.0:.9f}", task.exit_code, task.state,
+        " ".join(map(str, task.gpu_ids)), *("" if unix is None else f"{unix:.3f}" for unix in times),
+        *(f"{value:.9f}" for value in hours), task.exit_code, task.state,
     )  # fmt: skip
 
 
@@ -156,8 +157,9 @@ def _table_parts(result: CampaignAccount, console: Console) -> Table:
     add("shutdown", of("shutdown"))
     add("sum of the parts", [parts.accounted for _, parts in devices], "bold")
     add("whole", of("whole"), "bold")
-    for state, label in (("failed", "of it failed work"), ("purged", "of it purged work")):
-        add(label, [parts.of_state(state) for _, parts in devices], "dim")
+    for state in ("failed", "purged"):
+        add(f"of it {state} work", [parts.of_state(state) for _, parts in devices], "dim")
+    add("of it processes' start, end", of("unrecorded"), "dim")
     if any(value > 0 for value in of("oversubscribed")):
         add("asked of devices in use", of("oversubscribed"), "dim")
     return table

@@ -356,7 +356,10 @@ def find_shape(files: PilotFiles, config: dict[str, Any], request: Request) -> t
 
     def held(device: str, asked: int | None) -> int:
         a_node = config.get(f"{device}_per_node")
-        return int(asked or 0) if a_node is None else number * int(a_node)
+        # A resource file may leave the cores of a node to the batch system: 0.
+        if a_node is None or (device == "cores" and not a_node):
+            return int(asked or 0)
+        return number * int(a_node)
 
     return number, held("cores", request.cores), held("gpus", request.gpus)
 
@@ -505,7 +508,7 @@ def _hold_against_record(layout: RunLayout, task: Task, until: float) -> Task:
     began, ended = times
     if ended < task.started or began > (until if task.stopped is None else task.stopped):
         return task
-    return replace(task, published=True, stopped=task.stopped or ended)
+    return replace(task, published=True, stopped=task.stopped or ended, recorded_s=ended - began)
 
 
 def _read_record_times(layout: RunLayout, name: TaskName) -> tuple[float, float] | None:

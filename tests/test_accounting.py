@@ -69,6 +69,11 @@ def test_parts_of_a_pilot_with_two_tasks_by_hand():
     assert gpus.idle == pytest.approx(2 * 80 - 33)
 
 
+def test_what_a_process_takes_before_and_after_its_tasks_own_clock_is_told():
+    tasks = [make_task(20, 20, 60, 60, cores=2, recorded_s=30 * HOUR), make_task(20, 20, 60, 60, state="failed")]
+    assert compute_parts(make_pilot(), tasks, "cores").unrecorded == pytest.approx(2 * 10)
+
+
 def test_half_a_gpu_is_half_the_gpu_hours():
     parts = compute_parts(make_pilot(), [make_task(20, 20, 60, 60, gpus=0.5)], "gpus")
     assert parts.in_use == pytest.approx(20)
