@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = {"simulate": "#0072B2", "train": "#E69F00", "analyse": "#009E73", "other": "#CC79A7"}
 HATCHES = {"failed": "xxxx", "purged": "////"}
 _HELD, _START_UP, _SHUTDOWN = "#555555", "#DDDDDD", "#C4C4C4"
+_NO_PILOT: dict[str, Any] = {"facecolor": "white", "edgecolor": "#BBBBBB", "hatch": "..", "linewidth": 0.0}
 _MANY_BARS = 3000
 
 
@@ -90,8 +91,11 @@ def draw_figure(usage: Usage, title: str) -> Figure:
     plot_tasks(usage, upper, device, offsets, n_lanes, zero, seconds)
     plot_utilisation(usage, lower, device, zero, seconds)
     lower.set_xlabel(f"time since the first pilot's start ({unit})")
+    if len(usage.pilots) > 1:
+        for ax in (upper, lower):
+            ax.patch.set(**_NO_PILOT)
     figure.suptitle(title, fontsize=11)
-    figure.legend(handles=_legend(usage), loc="outside lower center", ncols=8, frameon=False, fontsize=9)
+    figure.legend(handles=_legend(usage), loc="outside lower center", ncols=9, frameon=False, fontsize=9)
     return figure
 
 
@@ -152,35 +156,48 @@ def plot_tasks(
 
 
 def plot_utilisation(usage: Usage, ax: Axes, device: Device, zero: float, seconds: float) -> Axes:
-    """Share of the devices held by all pilots that tasks use, stacked by kind, in percent."""
+    """Share of the devices held by all pilots of the time that tasks use, stacked by kind, in percent."""
     for pilot in usage.pilots:
-        capacity = pilot.capacity(device)
-        if not capacity or pilot.seconds <= 0:
-            continue
-        _shade(ax, pilot, (0.0, 100.0), zero, seconds)
-        steps = list(sweep(pilot, usage.tasks_of[pilot.number], device))
-        times = [(begin - zero) / seconds for begin, *_ in steps] + [(pilot.end - zero) / seconds]
-        bottom = [0.0] * len(times)
-        for kind in (*KINDS, None):
-            used = [
-                held if kind is None else sum(n for (name, _), n in running.items() if name == kind)
-                for _, _, running, held in steps
-            ]
-            top = [
-                min(100.0, low + 100.0 * n / capacity) for low, n in zip(bottom, [*used, used[-1]], strict=True)
-            ]
-            if any(used):
-                colour = _HELD if kind is None else COLOURS[kind]
-                ax.fill_between(times, bottom, top, step="post", color=colour, linewidth=0.0)
-            bottom = top
+        _shade(ax, pilot, (0.0, 105.0), zero, seconds)
+    steps = list_utilisation(usage, device)
+    times = [(unix - zero) / seconds for unix, _ in steps]
+    bottom = [0.0] * len(steps)
+    for kind in (*KINDS, "held"):
+        top = [low + shares.get(kind, 0.0) for low, (_, shares) in zip(bottom, steps, strict=True)]
+        if top != bottom:
+            ax.fill_between(times, bottom, top, step="post", color=COLOURS.get(kind, _HELD), linewidth=0.0)
+        bottom = top
     ax.set_ylim(0.0, 105.0)
     ax.set_ylabel(f"{'GPUs' if device == 'gpus' else 'cores'} in use (%)")
     ax.grid(axis="y", color="#BBBBBB", linewidth=0.5)
     return ax
 
 
+def list_utilisation(usage: Usage, device: Device) -> list[tuple[float, dict[str, float]]]:
+    """Percent of the devices of all pilots alive, by task kind and "held", from each time until the next."""
+    changes: dict[float, list[tuple[str, float]]] = defaultdict(list)
+    for pilot in usage.pilots:
+        capacity = float(pilot.capacity(device))
+        for begin, end, running, held in sweep(pilot, usage.tasks_of[pilot.number], device):
+            used = sum(running.values())
+            share = min(1.0, capacity / used) if used else 1.0
+            amounts = [(kind, amount * share) for (kind, _), amount in running.items()]
+            amounts += [("held", min(held, capacity - used * share)), ("capacity", capacity)]
+            changes[begin] += amounts
+            changes[end] += [(name, -amount) for name, amount in amounts]
+    level: dict[str, float] = defaultdict(float)
+    steps = []
+    for unix in sorted(changes):
+        for name, amount in changes[unix]:
+            level[name] += amount
+        capacity = level["capacity"]
+        shares = {name: 100.0 * amount / capacity for name, amount in level.items() if capacity > 1e-9}
+        steps.append((unix, {name: max(0.0, share) for name, share in shares.items() if name != "capacity"}))
+    return steps
+
+
 def _shade(ax: Axes, pilot: Pilot, between: tuple[float, float], zero: float, seconds: float) -> None:
-    """A pilot's life as a frame, its start-up and shutdown as grey."""
+    """A pilot's life as a white frame, its start-up and shutdown as grey."""
     from matplotlib.patches import Rectangle
 
     low, high = between
@@ -192,7 +209,8 @@ def _shade(ax: Axes, pilot: Pilot, between: tuple[float, float], zero: float, se
         corner, width = ((begin - zero) / seconds, low), (end - begin) / seconds
         ax.add_patch(Rectangle(corner, width, high - low, zorder=0.5, facecolor=colour, linewidth=0.0))
     corner, width = ((pilot.start - zero) / seconds, low), pilot.seconds / seconds
-    ax.add_patch(Rectangle(corner, width, high - low, zorder=0.6, fill=False, edgecolor="#888888", linewidth=0.6))
+    life = Rectangle(corner, width, high - low, zorder=0.4, facecolor="white", edgecolor="#888888", linewidth=0.6)
+    ax.add_patch(life)
 
 
 def _stack_pilots(pilots: Sequence[Pilot], device: Device) -> tuple[dict[int, int], int]:
@@ -228,4 +246,6 @@ def _legend(usage: Usage) -> list[Any]:
     patches.append(Patch(facecolor=_START_UP, label="pilot starts"))
     if any(pilot.shutdown is not None for pilot in usage.pilots):
         patches.append(Patch(facecolor=_SHUTDOWN, label="pilot shuts down"))
+    if len(usage.pilots) > 1:
+        patches.append(Patch(label="no pilot", **_NO_PILOT))
     return patches

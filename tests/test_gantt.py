@@ -8,7 +8,15 @@ import pytest
 from test_accounting import HOUR, make_pilot, make_task, make_usage
 
 from entk_app.accounting import Usage
-from entk_app.gantt import _stack_pilots, assign_lanes, choose_unit, draw_figure, lane_device, write_figure
+from entk_app.gantt import (
+    _stack_pilots,
+    assign_lanes,
+    choose_unit,
+    draw_figure,
+    lane_device,
+    list_utilisation,
+    write_figure,
+)
 
 
 def test_lanes_are_the_devices_that_tasks_had():
@@ -36,6 +44,18 @@ def test_pilots_share_lanes_unless_they_live_at_one_time():
     after = make_pilot(number=2, start=200 * HOUR, end=300 * HOUR)
     beside = make_pilot(number=3, start=250 * HOUR, end=300 * HOUR)
     assert _stack_pilots((first, after, beside), "cores") == ({1: 0, 2: 0, 3: 4}, 8)
+
+
+def test_utilisation_is_of_the_pilots_that_live_at_the_time():
+    first = make_pilot(gpus=0, end=30 * HOUR, shutdown=None)
+    beside = make_pilot(number=2, gpus=0, start=20 * HOUR, end=40 * HOUR, shutdown=None)
+    tasks = (make_task(12, 13, 30, 30, cores=3), make_task(20, 20, 35, 35, pilot=2, cores=1, kind="train"))
+    got = [(unix / HOUR, {k: v for k, v in shares.items() if v}) for unix, shares in
+           list_utilisation(Usage((first, beside), tasks), "cores")]  # fmt: skip
+    assert got == [
+        (0, {}), (10, {}), (12, {"held": 75}), (13, {"simulate": 75}), (20, {"simulate": 37.5, "train": 12.5}),
+        (30, {"train": 25}), (35, {}), (40, {}),
+    ]  # fmt: skip
 
 
 def test_lanes_are_gpus_where_there_are_any():
