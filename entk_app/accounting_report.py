@@ -98,7 +98,7 @@ def _row(task: Task, pilot: Pilot) -> tuple[object, ...]:
 def build_tables(result: CampaignAccount, console: Console) -> list[Table]:
     """The account as tables that fit 80 columns; without lines off a terminal."""
     tables = [_table_pilots(result, console), _table_parts(result, console)]
-    if len(result.stages) <= _MAX_STAGES:
+    if 0 < len(result.stages) <= _MAX_STAGES:
         tables.append(_table_stages(result, console))
     return tables
 
@@ -182,9 +182,10 @@ def _table_stages(result: CampaignAccount, console: Console) -> Table:
 def list_facts(result: CampaignAccount) -> list[str]:
     """What is no table: a line each."""
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.n_tasks.items()))
+    first = result.seconds_to_first_task
     facts = [
         f"tasks: {states or 'none'}",
-        f"first task: {_duration(result.seconds_to_first_task)} after the command",
+        "first task: " + ("none yet" if first is None else f"{_duration(first)} after the command"),
         f"gaps between stages: {_describe_gaps(result.gaps)}",
         f"simulated: {result.ns:.4g} ns; {_rate(result.ns_per_core_hour, result.ns_per_core_hour_simulating, 'core')}",
     ]

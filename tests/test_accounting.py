@@ -171,6 +171,7 @@ def test_parts_add_up_to_the_whole_and_none_is_negative(pilot, tasks, device):
     uses = [hours for states in parts.use.values() for hours in states.values()]
     assert min(parts.start_up, parts.in_use, parts.overhead, parts.idle, parts.shutdown, *uses, 0.0) >= 0
     assert parts.oversubscribed >= -1e-9
+    assert all(task.seconds(pilot) >= 0 for task in tasks)
 
 
 @st.composite

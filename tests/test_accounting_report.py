@@ -20,8 +20,8 @@ def run(tmp_path):
     """A run folder with two pilots, one with GPUs cut off while a task ran."""
     layout = RunLayout(tmp_path / "run [1]")
     tasks = [
-        WrittenTask("task.000000", "simulate.0001.0000.0000", 20, 21, 41, 42, gpus=(0,), stage="simulate.0001.0001"),
-        WrittenTask("task.000001", "simulate.0001.0001.0000", 20, 22, 52, 53, (2,), (1,), stage="simulate.0001.0001"),
+        WrittenTask("task.000001", "simulate.0001.0000.0000", 20, 21, 41, 42, gpus=(0,), stage="simulate.0001.0001"),
+        WrittenTask("task.000000", "simulate.0001.0001.0000", 20, 22, 52, 53, (2,), (1,), stage="simulate.0001.0001"),
     ]
     WrittenPilot(tasks=tasks, gpus=2).write(layout)
     cut = WrittenTask("task.000000", "simulate.0001.0002.0000", 20, 21, gpus=(1,), publishes=False, stage="late")

@@ -144,6 +144,7 @@ def test_sessions_without_a_pilot_are_passed_over(layout):
     WrittenPilot(session="re.session.0002", tasks=make_tasks()).write(layout)
     (layout.radical / "re.session.0001").mkdir()
     (layout.radical / "radical.pilot.sandbox" / "re.session.0001").mkdir()
+    (layout.radical / "radical.pilot.sandbox" / "re.session.0003" / "pilot.0000").mkdir(parents=True)
     assert [pilot.session for pilot in read_usage(layout, NOW).pilots] == ["re.session.0002"]
 
 
@@ -189,12 +190,33 @@ def test_a_resumed_campaign_has_two_pilots_whose_tasks_share_uids_and_folders(la
     assert result.core_hours.of_state("failed") * 3600 == pytest.approx(20)
 
 
+def test_a_record_of_an_earlier_pilot_is_not_taken_for_a_later_tries(layout):
+    WrittenPilot(tasks=make_tasks()[:1]).write(layout)
+    again = WrittenTask("task.000000", "simulate.0001.0000.0000", 20, 21, 31, 32, publishes=False)
+    WrittenPilot(session="re.session.0002", start=5000.0, tasks=[again], stop=None).write(layout, client=False)
+    assert [task.state for task in read_usage(layout, NOW).tasks] == ["done", "failed"]
+
+
+def test_of_a_resumed_campaign_that_runs_only_the_last_pilot_is_counted_until_now(layout):
+    WrittenPilot(tasks=make_tasks(), cancelled=None, stop=None).write(layout, client=False)
+    WrittenPilot(session="re.session.0002", start=5000.0, cancelled=None, stop=None).write(layout, client=False)
+    layout.lock.write_text(f"{platform.node()} {os.getpid()}\n")
+    assert [(p.state, p.end) for p in read_usage(layout, NOW).pilots] == [("cut off", 1053.0), ("running", NOW)]
+
+
+def test_a_segment_that_is_still_being_written_is_not_counted(layout):
+    WrittenPilot(tasks=make_tasks()).write(layout)
+    folder = layout.segment(0, 0).folder
+    folder.rename(folder.with_name("segment-0000.partial"))
+    assert [segment.simulation for segment in read_usage(layout, NOW).segments] == [1]
+
+
 def test_the_launchers_own_list_of_pilots_comes_first(layout):
     WrittenPilot(tasks=make_tasks(), cancelled=None, stop=None).write(layout, client=False)
     lines = [
         {"number": 1, "session": "re.session.0001", "resource": "site.big", "nodes": 2, "cores": 96, "gpus": 6,
          "walltime_min": 30, "unix_submitted": 900.0, "unix_active": None, "unix_end": None},
-        {"number": 1, "session": "re.session.0001", "unix_end": 1080.0},
+        {"number": 1, "session": "re.session.0001", "unix_submitted": None, "unix_end": 1080.0},
     ]  # fmt: skip
     layout.pilots.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"number": 2, "ses')
     (pilot,) = read_usage(layout, NOW).pilots
