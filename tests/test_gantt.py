@@ -75,7 +75,7 @@ def test_axes_have_labels_with_units_and_legends_lie_beside_the_data():
     assert lower.get_xlabel() == "time since the first pilot's start (days)"
     assert lower.get_ylabel() == "GPUs in use (%)"
     assert upper.get_legend() is None and lower.get_legend() is None
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().y1 <= lower.get_tightbbox().y0
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["simulate", "train"]
 
