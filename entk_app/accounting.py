@@ -271,6 +271,8 @@ class CampaignAccount(Record):
     pilots: tuple[PilotAccount, ...]
     stages: tuple[StageAccount, ...]
     n_tasks: dict[str, int]
+    requested_core_hours: float | None
+    requested_gpu_hours: float | None
     node_hours: float
     core_hours: Parts
     gpu_hours: Parts
@@ -421,6 +423,8 @@ def account(usage: Usage, unix: float) -> CampaignAccount:
         pilots=pilots,
         stages=stages,
         n_tasks=dict(Counter(task.state for task in usage.tasks)),
+        requested_core_hours=_total([pilot.requested_core_hours for pilot in pilots]),
+        requested_gpu_hours=_total([pilot.requested_gpu_hours for pilot in pilots]),
         node_hours=sum(pilot.node_hours for pilot in pilots),
         core_hours=cores,
         gpu_hours=gpus,
@@ -437,15 +441,17 @@ def account(usage: Usage, unix: float) -> CampaignAccount:
 
 def compute_cost(usage: Usage) -> Cost | None:
     """What the lowest RMSD had cost when its segment ended; None without a native structure or a segment."""
-    known = [s for s in usage.segments if s.min_rmsd_angstrom is not None and s.min_rmsd_frame is not None]
+    known = [
+        (s.min_rmsd_angstrom, s.unix_end, FrameRef(simulation=s.simulation, segment=s.segment, frame=s.min_rmsd_frame))
+        for s in usage.segments
+        if s.min_rmsd_angstrom is not None and s.min_rmsd_frame is not None
+    ]
     if not known:
         return None
-    best = min(known, key=lambda s: (s.min_rmsd_angstrom, s.unix_end))
-    until = best.unix_end
-    assert best.min_rmsd_angstrom is not None and best.min_rmsd_frame is not None
+    rmsd, until, frame = min(known, key=lambda entry: entry[:2])
     return Cost(
-        rmsd_angstrom=best.min_rmsd_angstrom,
-        frame=FrameRef(simulation=best.simulation, segment=best.segment, frame=best.min_rmsd_frame),
+        rmsd_angstrom=rmsd,
+        frame=frame,
         unix=until,
         core_hours=sum(p.cores * (p.clip(until) - p.start) for p in usage.pilots) / _HOUR_S,
         gpu_hours=sum(p.gpus * (p.clip(until) - p.start) for p in usage.pilots) / _HOUR_S,
@@ -583,6 +589,12 @@ def _add(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, flo
 
 def _difference(begin: float | None, end: float | None) -> float | None:
     return None if begin is None or end is None else end - begin
+
+
+def _total(hours: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in hours if value is not None]
+    return sum(known) if len(known) == len(hours) else None
 
 
 def _per(amount: float, hours: float) -> float | None:

@@ -198,14 +198,27 @@ def is_living(layout: RunLayout, now: float) -> bool:
     except (OSError, ValueError):
         return False
     if host == platform.node():
-        try:
-            # A process that has gone but not been waited for has no command line.
-            return b"python" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return False
+        return _is_launcher(layout, pid)
     changing = [*layout.logs.glob("tasks/*/*"), *layout.simulations.glob("*/*/progress.json"), layout.decisions]
     newest = max((path.stat().st_mtime for path in changing if path.exists()), default=0.0)
     return now - newest < _SILENCE_S
+
+
+def _is_launcher(layout: RunLayout, pid: str) -> bool:
+    """Whether this process is the campaign's; one that was given the same number later works elsewhere."""
+    process = Path("/proc") / pid
+    try:
+        # A process that has gone but not been waited for has no command line.
+        if b"python" not in (process / "cmdline").read_bytes():
+            return False
+        folder = (process / "cwd").readlink()
+    except PermissionError:
+        # Another user's: it cannot be told.
+        return True
+    except OSError:
+        return False
+    # The launcher works in RUN/radical, or in a temporary folder where the run's path has a space.
+    return folder.is_relative_to(layout.root.resolve()) or any(part.startswith("entk-app-") for part in folder.parts)
 
 
 # Pilots.

@@ -38,6 +38,7 @@ def test_the_files_say_the_same_as_each_other(run):
     assert [pilot.state for pilot in result.pilots] == ["ended", "cut off"]
     assert result.gpu_hours.whole * 3600 == pytest.approx(2 * 195)
     assert result.pilots[0].requested_gpu_hours == pytest.approx(2 * 10 / 60)
+    assert result.requested_core_hours == pytest.approx(2 * 4 * 10 / 60)
     rows = list(csv.DictReader((run / "accounting" / "tasks.csv").open()))
     assert [(row["pilot"], row["name"], row["device_ids"], row["state"]) for row in rows] == [
         ("1", "simulate.0001.0000.0000", "0", "done"),
