@@ -14,8 +14,8 @@ from entk_app.accounting import KINDS, CampaignAccount, Gaps, Parts, Pilot, Pilo
 from entk_app.errors import RunFolderError
 from entk_app.gantt import write_figure
 from entk_app.layout import RunLayout
-from entk_app.profiles import read_usage
 from entk_app.records import write_record, write_text
+from entk_app.usage import read_usage
 
 if TYPE_CHECKING:
     from rich.console import Console
