@@ -40,7 +40,7 @@ def test_exit_codes_are_found_where_radical_pilot_says_them(document, code):
 
 
 def test_a_stage_is_read_from_the_name_that_entk_gives_a_task():
-    assert read_stage_name("task.000001,train.0001.latent3,stage.0001,train.0001,pipeline.0000,campaign") == "train.0001"
+    assert read_stage_name("task.000001,train.0001.latent3,stage.0001,train.0001,pipeline.0000,x") == "train.0001"
     assert read_stage_name("task.000001") is None
 
 
