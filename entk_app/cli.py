@@ -35,6 +35,10 @@ _RUN_HELP = (
     "Run a campaign: simulate, train, analyse and restart from outliers until the protein folds or a limit is met."
 )
 
+_ACCOUNTING_HELP = (
+    "Where the core-hours and GPU-hours of a campaign went, running, finished or dead. Writes RUN/accounting."
+)
+
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -61,6 +65,11 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     finished.add_argument("run", metavar="RUN", type=Path, help="run folder")
     finished.set_defaults(function=_tell_finished)
+    accounting = commands.add_parser(
+        "accounting", help="what a campaign's pilots were used for", description=_ACCOUNTING_HELP
+    )
+    accounting.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    accounting.set_defaults(function=_account)
     return parser
 
 
@@ -188,6 +197,23 @@ def _tell_finished(options: argparse.Namespace) -> int:
     last = f"{decisions[-1].stop_reason}: {decisions[-1].reason}" if decisions and decisions[-1].stop_reason else ""
     print(last or "it was cut off")
     return 0 if is_finished(decisions) else 1
+
+
+def _account(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from entk_app.accounting_report import account_run, build_tables, list_facts, list_pilots
+    from entk_app.layout import RunLayout
+
+    result, paths = account_run(RunLayout(options.run.absolute()))
+    console = Console()
+    console.print("\n".join(list_pilots(result)), end="\n\n", markup=False, highlight=False, soft_wrap=True)
+    for table in build_tables(result, console):
+        console.print(table)
+        console.print()
+    written = f"written: {paths[0].parent}: {', '.join(path.name for path in paths)}"
+    console.print("\n".join([*list_facts(result), written]), markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _run_campaign(options: argparse.Namespace) -> int:

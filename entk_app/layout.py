@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +125,13 @@ class RunLayout:
 
     @property
     def pilots(self) -> Path:
+        """One line a pilot, where the launcher keeps them."""
         return self.root / "pilots.jsonl"
+
+    @property
+    def accounting(self) -> Path:
+        """What ``entk-app accounting`` writes."""
+        return self.root / "accounting"
 
     @property
     def lock(self) -> Path:
@@ -209,3 +216,31 @@ def train_task_name(iteration: int, latent_dim: int) -> str:
 
 def analyse_task_name(iteration: int) -> str:
     return f"analyse.{iteration:04d}"
+
+
+@dataclass(frozen=True)
+class TaskName:
+    """A task's name taken apart; ``kind`` is "other" for a name that is not of this application."""
+
+    kind: str
+    iteration: int | None = None
+    simulation: int | None = None
+    segment: int | None = None
+    latent_dim: int | None = None
+
+
+_TASK_NAMES = (
+    re.compile(r"(?P<kind>simulate)\.(?P<iteration>\d+)\.(?P<simulation>\d+)\.(?P<segment>\d+)(\.try\d+)?"),
+    re.compile(r"(?P<kind>train)\.(?P<iteration>\d+)\.latent(?P<latent_dim>\d+)(\.try\d+)?"),
+    re.compile(r"(?P<kind>analyse)\.(?P<iteration>\d+)(\.try\d+)?"),
+)
+
+
+def parse_task_name(name: str) -> TaskName:
+    """The reverse of the functions above."""
+    for pattern in _TASK_NAMES:
+        match = pattern.fullmatch(name)
+        if match:
+            parts = match.groupdict()
+            return TaskName(kind=parts.pop("kind"), **{key: int(value) for key, value in parts.items()})
+    return TaskName("other")

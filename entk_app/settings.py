@@ -203,7 +203,7 @@ class ResourceSettings(_Group):
         None, description="a task that was given a GPU and finds none fails; null: unless the resource is emulated"
     )
     walltime_min: float | None = Field(
-        None, gt=0, le=100_000, description="walltime of the pilot; null: what the batch job around it has left, else 60"
+        None, gt=0, le=100_000, description="walltime of the pilot; null: what is left of the batch job, else 60"
     )
     queue: str | None = Field(None, description="batch queue or partition")
     project: str | None = Field(None, description="project or account that is charged")

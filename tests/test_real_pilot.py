@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from check_accounting import check_accounting
 from check_run import check_run
 from conftest import CHECKOUT, collect_logs
 
@@ -142,6 +143,11 @@ def test_mdanalysis_confirms_every_trajectory_and_restart(folded):
     counts = check_run(folded[0] / "villin")
     assert counts["segments"] >= 4
     assert counts["restarts"] >= 1
+
+
+def test_the_account_adds_up_and_agrees_with_the_tasks_own_clocks(folded):
+    measured = check_accounting(folded[0] / "villin")
+    assert 0.0 < measured["by_records"] <= measured["in_use"] < measured["whole"]
 
 
 def test_nothing_is_left_outside_the_run_folder(folded):
