@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +120,13 @@ class ThrowawaySlurm:
         kept = {name: value for name, value in base.items() if not re.match(r"(SLURM|SBATCH|SRUN|SQUEUE)_", name)}
         return kept | self.environment
 
-    def run(self, *command: str, timeout_s: float = 30.0, environment: Mapping[str, str] | None = None) -> str:
+    def run(
+        self,
+        *command: str,
+        timeout_s: float = 30.0,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> str:
         """Run a client command and return its output.
 
         Raises
@@ -130,6 +136,7 @@ class ThrowawaySlurm:
         """
         done = subprocess.run(
             command,
+            cwd=folder,
             env=self.client_environment(environment),
             capture_output=True,
             text=True,
@@ -141,18 +148,18 @@ class ThrowawaySlurm:
         return done.stdout
 
     def submit(self, *arguments: str, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> int:
-        """``sbatch`` with these arguments; returns the job's number."""
-        where = [] if folder is None else [f"--chdir={folder}"]
-        printed = self.run("sbatch", "--parsable", *where, *arguments, environment=environment)
+        """``sbatch`` with these arguments, called in `folder`; returns the job's number."""
+        printed = self.run("sbatch", "--parsable", *arguments, environment=environment, folder=folder)
         return int(printed.split(";")[0])
 
     def queue(self) -> str:
         """``squeue`` of all jobs, for people."""
         return self.run("squeue", "--all", "--format=%i %j %T %M %l %r %E")
 
-    def jobs(self) -> list[int]:
-        """Numbers of the jobs that wait or run."""
-        return [int(line) for line in self.run("squeue", "--noheader", "--format=%A").split()]
+    def jobs(self, ended: bool = False) -> list[int]:
+        """Numbers of the jobs that wait or run, and of those that have ended if they are asked for."""
+        which = ["--states=all"] if ended else []
+        return [int(line) for line in self.run("squeue", "--noheader", "--format=%A", *which).split()]
 
     def job(self, number: int) -> dict[str, str]:
         """Slurm's record of a job (``JobState``, ``Reason`` ...), for an hour after its end."""
@@ -173,12 +180,27 @@ class ThrowawaySlurm:
             record = self.job(number)
             if record["JobState"] in (states or ended):
                 return record
-            if time.monotonic() > deadline:
+            if record["JobState"] in ended or time.monotonic() > deadline:
                 raise SlurmError(
-                    f"job {number} is {record['JobState']} ({record['Reason']}) after {timeout_s:.0f} s\n"
+                    f"job {number} is {record['JobState']} ({record['Reason']}) and not {' or '.join(states or ended)} "
+                    f"within {timeout_s:.0f} s\n"
                     f"{self.queue()}\n{self.logs()}"
                 )
             time.sleep(0.25)
+
+    def wait_until(self, holds: Callable[[], object], timeout_s: float = 60.0) -> None:
+        """Wait until something holds.
+
+        Raises
+        ------
+        SlurmError
+            It does not happen in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise SlurmError(f"not within {timeout_s:.0f} s\n{self.queue()}\n{self.logs()}")
+            time.sleep(0.2)
 
     def end_in(self, number: int, seconds: float) -> None:
         """Move the end of a running job's time limit: Slurm's own limits are whole minutes.

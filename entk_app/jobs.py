@@ -1,0 +1,230 @@
+"""Batch scripts: what was asked for in, the text of a script out. Pure; ``jobs/`` holds what it writes by default.
+
+All scripts share one logic. The first thing a job does is to queue its successor, dependent on its own end, so that a
+job that is killed in whatever way is followed by one that resumes; the last thing, if it gets there, is to cancel that
+successor when nothing is left to do. ``ENTK_APP_RUN`` (the run folder) and ``ENTK_APP_JOBS`` (how many jobs there may
+be, this one included) are handed from job to job.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Literal
+
+from entk_app.errors import SettingsError
+
+Scheduler = Literal["slurm", "pbs", "lsf"]
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a batch script is written for.
+
+    Attributes
+    ----------
+    label : str
+        Resource that the launcher takes inside the allocation.
+    scheduler : {'slurm', 'pbs', 'lsf'}
+    nodes : int
+    cores_per_node : int
+        Hardware threads, as the scheduler counts them. Slurm's jobs take whole nodes and do not need it.
+    gpus_per_node : int
+    walltime_min : int
+        Of each job, at least 2.
+    queue, project : str or None
+    options : tuple of str
+        Of ``entk-app run``.
+    path : str
+        Where the script will stand: relative to the checkout, or absolute.
+    folder : str or None
+        Checkout; None: where the job was submitted.
+    python : str or None
+        Interpreter; None: what ``ENTK_APP_PYTHON`` says, else ``.venv/bin/python`` in the checkout.
+    """
+
+    label: str = "local.localhost"
+    scheduler: Scheduler = "slurm"
+    nodes: int = 1
+    cores_per_node: int = 32
+    gpus_per_node: int = 4
+    walltime_min: int = 60
+    queue: str | None = None
+    project: str | None = None
+    options: tuple[str, ...] = ()
+    path: str = "jobs/slurm.sh"
+    folder: str | None = None
+    python: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("cores_per_node", 1), ("gpus_per_node", 0), ("walltime_min", 2)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} = {getattr(self, name)}: a batch job needs at least {least}")
+
+
+#: The scripts in ``jobs/``.
+COMMITTED = {
+    "slurm.sh": JobRequest(),
+    "dgx2.sh": JobRequest(label="ornl.dgx2", cores_per_node=96, gpus_per_node=16, path="jobs/dgx2.sh"),
+    "pbs.sh": JobRequest(scheduler="pbs", path="jobs/pbs.sh"),
+    "lsf.sh": JobRequest(scheduler="lsf", path="jobs/lsf.sh"),
+}
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """How one scheduler says it, in lines of shell; ``{path}`` is the script's own.
+
+    ``arguments`` are lines that make script arguments of what a user can hand to this scheduler; with ``knows_end`` the
+    launcher finds out by itself when its job ends.
+    """
+
+    title: str
+    prefix: str
+    usage: str
+    folder: str
+    job_id: str
+    arguments: tuple[str, ...]
+    submit: str
+    cancel: str
+    knows_end: bool
+
+
+_OPTIONS_FROM_VARIABLE = (
+    "# shellcheck disable=SC2086 # Words on purpose: a job's script gets no arguments here.",
+    "set -- ${ENTK_APP_OPTIONS:=}",
+    "export ENTK_APP_OPTIONS",
+)
+
+_DIALECTS = {
+    "slurm": _Dialect(
+        title="Slurm",
+        prefix="#SBATCH ",
+        usage="sbatch {path} [options of app.py]",
+        folder='"$SLURM_SUBMIT_DIR"',
+        job_id="$SLURM_JOB_ID",
+        arguments=(),
+        # $0 is Slurm's own copy: a chain goes on with the script that it began with.
+        submit='next=$(sbatch --parsable --export=ALL --dependency="afterany:$SLURM_JOB_ID" "$0" "$@")',
+        cancel='scancel "${next%;*}"',
+        knows_end=True,
+    ),
+    "pbs": _Dialect(
+        title="PBS",
+        prefix="#PBS ",
+        usage="ENTK_APP_OPTIONS='options of app.py' qsub -v ENTK_APP_OPTIONS {path}",
+        folder='"$PBS_O_WORKDIR"',
+        job_id="${PBS_JOBID%%.*}",
+        arguments=_OPTIONS_FROM_VARIABLE,
+        submit='next=$(qsub -v "$handed" -W depend="afterany:$PBS_JOBID" {path})',
+        cancel='qdel "$next"',
+        knows_end=False,
+    ),
+    "lsf": _Dialect(
+        title="LSF",
+        prefix="#BSUB ",
+        usage="ENTK_APP_OPTIONS='options of app.py' bsub < {path}",
+        folder='"$LS_SUBCWD"',
+        job_id="$LSB_JOBID",
+        arguments=_OPTIONS_FROM_VARIABLE,
+        # It prints: Job <123> is submitted to queue <normal>.
+        submit='next=$(bsub -w "ended($LSB_JOBID)" < {path} | sed "s/^Job <\\([0-9]*\\)>.*/\\1/")',
+        cancel='bkill "$next"',
+        knows_end=False,
+    ),
+}
+
+
+def render_job(request: JobRequest) -> str:
+    """The batch script for a request."""
+    dialect = _DIALECTS[request.scheduler]
+    path = shlex.quote(request.path)
+    python = '"${ENTK_APP_PYTHON:-.venv/bin/python}"' if request.python is None else shlex.quote(request.python)
+    # The pilot of the launcher is to end before the job does.
+    end = "" if dialect.knows_end else f" --set resource.walltime_min={request.walltime_min - 1}"
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# A campaign on {request.label} under {dialect.title}, job after job until it is finished.",
+        f"# Usage: {dialect.usage.format(path=path)}",
+        *(dialect.prefix + directive for directive in _list_directives(request)),
+        "set -feuo pipefail",
+        # The scheduler runs a copy of the script, from a folder of its own.
+        f"cd {dialect.folder if request.folder is None else shlex.quote(request.folder)}",
+        f"export ENTK_APP_PYTHON={python}",
+        '[ -x "$ENTK_APP_PYTHON" ] || { echo "no $ENTK_APP_PYTHON: not the checkout, or not installed" >&2; exit 2; }',
+        *dialect.arguments,
+        f': "${{ENTK_APP_RUN:=runs/{request.scheduler}-{dialect.job_id}}}" "${{ENTK_APP_JOBS:=20}}"',
+        "export ENTK_APP_RUN ENTK_APP_JOBS",
+        "",
+        "# The next job is queued first, so that it follows also when this one is killed; ENTK_APP_JOBS at most.",
+        'next=""',
+        "if ((--ENTK_APP_JOBS > 0)); then",
+        *(
+            ["    handed=ENTK_APP_PYTHON,ENTK_APP_RUN,ENTK_APP_JOBS,ENTK_APP_OPTIONS"]
+            if "$handed" in dialect.submit
+            else []
+        ),
+        f'    {dialect.submit.format(path=path)} || echo "no job follows" >&2',
+        "fi",
+        "",
+        "# At the limit shell and launcher are sent a SIGTERM: if the shell went at once, the launcher was killed.",
+        "# No signal before that: the launcher ends in time by itself, and what is killed all the same is resumed.",
+        "trap : TERM",
+        f'how=({_join_options(request)} --run-dir "$ENTK_APP_RUN" "$@")',
+        'if [ -e "$ENTK_APP_RUN/settings.yaml" ]; then how=(--resume "$ENTK_APP_RUN"); fi',
+        "code=0",
+        f'"$ENTK_APP_PYTHON" -m entk_app run "${{how[@]}}"{end} || code=$?',
+        "# Failed (1), refused (2) or over for good: nothing is to follow.",
+        'if [ "$code" -eq 1 ] || [ "$code" -eq 2 ] || "$ENTK_APP_PYTHON" -m entk_app finished "$ENTK_APP_RUN"; then',
+        f'    [ -z "$next" ] || {dialect.cancel}',
+        "fi",
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _join_options(request: JobRequest) -> str:
+    whole = []
+    if request.nodes > 1:
+        # A resource file describes one node.
+        whole += ["--set", f"resource.cores={request.nodes * request.cores_per_node}"]
+        whole += ["--set", f"resource.gpus={request.nodes * request.gpus_per_node}"]
+    return shlex.join(["--resource", request.label, *whole, *request.options])
+
+
+def _list_directives(request: JobRequest) -> list[str]:
+    n, cores, gpus = request.nodes, request.cores_per_node, request.gpus_per_node
+    hours, minutes = divmod(request.walltime_min, 60)
+    match request.scheduler:
+        case "slurm":
+            lines = [
+                "--job-name=entk-app",
+                f"--nodes={n}",
+                "--exclusive",
+                *([f"--gres=gpu:{gpus}"] if gpus else []),
+                f"--time={request.walltime_min}",
+                # A job that is put back to the queue would be there twice: as itself and as its successor.
+                "--no-requeue",
+            ]
+            named = (("--partition=", request.queue), ("--account=", request.project))
+        case "pbs":
+            lines = [
+                "-N entk-app",
+                f"-l select={n}:ncpus={cores}" + (f":ngpus={gpus}" if gpus else ""),
+                "-l place=scatter:excl",
+                f"-l walltime={hours:02d}:{minutes:02d}:00",
+                "-r n",
+            ]
+            named = (("-q ", request.queue), ("-A ", request.project))
+        case "lsf":
+            lines = [
+                "-J entk-app",
+                f"-n {n * cores}",
+                f'-R "span[ptile={cores}]"',
+                "-x",
+                *([f'-gpu "num={gpus}"'] if gpus else []),
+                f"-W {hours}:{minutes:02d}",
+                "-rn",
+            ]
+            named = (("-q ", request.queue), ("-P ", request.project))
+    return lines + [flag + value for flag, value in named if value is not None]
