@@ -49,6 +49,7 @@ def _build_parser() -> argparse.ArgumentParser:
     template = commands.add_parser("template", help="print a preset as a commented YAML file of every setting")
     template.add_argument("preset", help="name of a preset")
     template.set_defaults(function=_print_template)
+    _add_job_options(commands.add_parser("job", help="write a batch script for a resource", description=_JOB_HELP))
     systems = commands.add_parser("systems", help="list the proteins that are known by name")
     systems.set_defaults(function=_list_systems)
     resources = commands.add_parser("resources", help="list the resources, or show one")
@@ -62,6 +63,24 @@ def _build_parser() -> argparse.ArgumentParser:
     finished.add_argument("run", metavar="RUN", type=Path, help="run folder")
     finished.set_defaults(function=_tell_finished)
     return parser
+
+
+_JOB_HELP = (
+    "Write a batch script that runs a campaign in its allocation, job after job until it is finished. "
+    "Options of entk-app run follow after --."
+)
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resource", metavar="LABEL", required=True, help="<site>.<key> of a resource file")
+    parser.add_argument("--scheduler", choices=("slurm", "pbs", "lsf"), help="default: as the resource file says")
+    parser.add_argument("--walltime-min", metavar="N", type=int, default=60, help="of each job (default 60)")
+    parser.add_argument("--nodes", metavar="N", type=int, default=1, help="default 1")
+    parser.add_argument("--queue", metavar="Q", help="queue or partition (default: the scheduler's)")
+    parser.add_argument("--project", metavar="P", help="project or account that is charged")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="script to write (default: print it; Slurm only)")
+    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="of entk-app run")
+    parser.set_defaults(function=_write_job)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +207,34 @@ def _tell_finished(options: argparse.Namespace) -> int:
     last = f"{decisions[-1].stop_reason}: {decisions[-1].reason}" if decisions and decisions[-1].stop_reason else ""
     print(last or "it was cut off")
     return 0 if is_finished(decisions) else 1
+
+
+def _write_job(options: argparse.Namespace) -> int:
+    from entk_app.jobs import build_request, render_job
+    from entk_app.resources import find_resource
+    from entk_app.settings import build_settings, read_preset
+
+    settings = build_settings(read_preset(DEFAULT_PRESET)[1], {"resource": {"label": options.resource}})
+    request = build_request(
+        find_resource(settings.resource),
+        scheduler=options.scheduler,
+        output=None if options.output is None else options.output.absolute(),
+        walltime_min=options.walltime_min,
+        nodes=options.nodes,
+        queue=options.queue,
+        project=options.project,
+        options=tuple(options.options),
+    )
+    if options.output is None:
+        print(render_job(request), end="")
+        return 0
+    try:
+        options.output.write_text(render_job(request), encoding="utf-8")
+        options.output.chmod(0o755)
+    except OSError as error:
+        raise SettingsError(f"--output {options.output}: {error.strerror}") from None
+    print(f"written: {request.path}")
+    return 0
 
 
 def _run_campaign(options: argparse.Namespace) -> int:

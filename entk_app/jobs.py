@@ -1,4 +1,4 @@
-"""Batch scripts: what was asked for in, the text of a script out. Pure; ``jobs/`` holds what it writes by default.
+"""Batch scripts: what was asked for in, the text of a script out. ``jobs/`` holds what it writes by default.
 
 All scripts share one logic. The first thing a job does is to queue its successor, dependent on its own end, so that a
 job that is killed in whatever way is followed by one that resumes; the last thing, if it gets there, is to cancel that
@@ -9,10 +9,14 @@ be, this one included) are handed from job to job.
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from entk_app.errors import SettingsError
+from entk_app.resources import Resource
 
 Scheduler = Literal["slurm", "pbs", "lsf"]
 
@@ -27,8 +31,8 @@ class JobRequest:
         Resource that the launcher takes inside the allocation.
     scheduler : {'slurm', 'pbs', 'lsf'}
     nodes : int
-    cores_per_node : int
-        Hardware threads, as the scheduler counts them. Slurm's jobs take whole nodes and do not need it.
+    cores_per_node, threads_per_core : int
+        Cores, and hardware threads of each. Slurm's jobs take whole nodes and need neither.
     gpus_per_node : int
     walltime_min : int
         Of each job, at least 2.
@@ -47,6 +51,7 @@ class JobRequest:
     scheduler: Scheduler = "slurm"
     nodes: int = 1
     cores_per_node: int = 32
+    threads_per_core: int = 1
     gpus_per_node: int = 4
     walltime_min: int = 60
     queue: str | None = None
@@ -57,17 +62,99 @@ class JobRequest:
     python: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("nodes", 1), ("cores_per_node", 1), ("gpus_per_node", 0), ("walltime_min", 2)):
+        for name, least in (
+            ("nodes", 1),
+            ("cores_per_node", 1),
+            ("threads_per_core", 1),
+            ("gpus_per_node", 0),
+            ("walltime_min", 2),
+        ):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} = {getattr(self, name)}: a batch job needs at least {least}")
+
+    @property
+    def threads_per_node(self) -> int:
+        return self.cores_per_node * self.threads_per_core
 
 
 #: The scripts in ``jobs/``.
 COMMITTED = {
     "slurm.sh": JobRequest(),
-    "dgx2.sh": JobRequest(label="ornl.dgx2", cores_per_node=96, gpus_per_node=16, path="jobs/dgx2.sh"),
+    "dgx2.sh": JobRequest(
+        label="ornl.dgx2", cores_per_node=48, threads_per_core=2, gpus_per_node=16, path="jobs/dgx2.sh"
+    ),
     "pbs.sh": JobRequest(scheduler="pbs", path="jobs/pbs.sh"),
     "lsf.sh": JobRequest(scheduler="lsf", path="jobs/lsf.sh"),
+}
+
+
+def build_request(
+    resource: Resource,
+    *,
+    scheduler: Scheduler | None = None,
+    output: Path | None = None,
+    walltime_min: int = 60,
+    nodes: int = 1,
+    queue: str | None = None,
+    project: str | None = None,
+    options: tuple[str, ...] = (),
+) -> JobRequest:
+    """A request for nodes of a resource, from this folder and with this Python.
+
+    Parameters
+    ----------
+    resource : Resource
+    scheduler : {'slurm', 'pbs', 'lsf'}, optional
+        Default: as the resource's entry says, else Slurm.
+    output : Path, optional
+        Absolute name of the script.
+    walltime_min, nodes, queue, project, options
+        As in `JobRequest`.
+
+    Raises
+    ------
+    SettingsError
+        There is no `output` and the scheduler's jobs find their script only by its name; or a number is too small.
+    """
+    named = scheduler or _find_scheduler(resource.entry)
+    if output is None and named != "slurm":
+        raise SettingsError(f"--output: a job under {named} queues the next one from its file: say where that will be")
+    cores = int(resource.entry.get("cores_per_node") or 0) or resource.node_cores
+    return JobRequest(
+        label=resource.label,
+        scheduler=named,
+        nodes=nodes,
+        cores_per_node=cores,
+        threads_per_core=resource.node_cores // cores,
+        gpus_per_node=resource.gpus,
+        walltime_min=walltime_min,
+        queue=queue,
+        project=project,
+        options=options,
+        path="FILE" if output is None else str(output),
+        folder=str(Path.cwd()),
+        python=sys.executable,
+    )
+
+
+def _find_scheduler(entry: Mapping[str, Any]) -> Scheduler:
+    """The batch system of a resource: that of its nodes, or the one that its pilots can be queued by."""
+    schemas = [schema for schema in (entry.get("schemas") or {}).values() if isinstance(schema, Mapping)]
+    endpoints = [str(schema.get("job_manager_endpoint", "")).split(":")[0] for schema in schemas]
+    for word in (str(entry.get("resource_manager", "")).lower(), *endpoints):
+        if word in _SCHEDULER_NAMES:
+            return _SCHEDULER_NAMES[word]
+    return "slurm"
+
+
+#: What RADICAL-Pilot's resource files call them.
+_SCHEDULER_NAMES: dict[str, Scheduler] = {
+    "slurm": "slurm",
+    "pbs": "pbs",
+    "pbspro": "pbs",
+    "pbs_classic": "pbs",
+    "torque": "pbs",
+    "lsf": "lsf",
 }
 
 
@@ -187,12 +274,13 @@ def _join_options(request: JobRequest) -> str:
     whole = []
     if request.nodes > 1:
         # A resource file describes one node.
-        whole += ["--set", f"resource.cores={request.nodes * request.cores_per_node}"]
+        whole += ["--set", f"resource.cores={request.nodes * request.threads_per_node}"]
         whole += ["--set", f"resource.gpus={request.nodes * request.gpus_per_node}"]
     return shlex.join(["--resource", request.label, *whole, *request.options])
 
 
 def _list_directives(request: JobRequest) -> list[str]:
+    # RADICAL-Pilot takes PBS's ncpus for hardware threads and LSF's slots for cores.
     n, cores, gpus = request.nodes, request.cores_per_node, request.gpus_per_node
     hours, minutes = divmod(request.walltime_min, 60)
     match request.scheduler:
@@ -210,7 +298,7 @@ def _list_directives(request: JobRequest) -> list[str]:
         case "pbs":
             lines = [
                 "-N entk-app",
-                f"-l select={n}:ncpus={cores}" + (f":ngpus={gpus}" if gpus else ""),
+                f"-l select={n}:ncpus={request.threads_per_node}" + (f":ngpus={gpus}" if gpus else ""),
                 "-l place=scatter:excl",
                 f"-l walltime={hours:02d}:{minutes:02d}:00",
                 "-r n",

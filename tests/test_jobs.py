@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(240)
 
 VARIANTS = {
     **COMMITTED,
-    "two-nodes": JobRequest(label="x.y", nodes=2, cores_per_node=96, gpus_per_node=16),
+    "two-nodes": JobRequest(label="x.y", nodes=2, cores_per_node=48, threads_per_core=2, gpus_per_node=16),
     **{
         f"generated-{scheduler}": JobRequest(
             scheduler=scheduler,
@@ -125,14 +125,14 @@ def test_slurm_is_asked_for_whole_nodes_with_their_gpus():
 
 
 def test_pbs_is_asked_for_whole_nodes_with_their_gpus():
-    asked = directives(JobRequest(scheduler="pbs", nodes=2, cores_per_node=96, gpus_per_node=16, walltime_min=90))
+    asked = directives(replace(VARIANTS["two-nodes"], scheduler="pbs", walltime_min=90))
     assert "#PBS -l select=2:ncpus=96:ngpus=16" in asked
     assert "#PBS -l walltime=01:30:00" in asked
 
 
 def test_lsf_is_asked_for_all_slots_of_its_nodes():
-    asked = directives(JobRequest(scheduler="lsf", nodes=2, cores_per_node=96, gpus_per_node=16, walltime_min=65))
-    expected = ["#BSUB -n 192", '#BSUB -R "span[ptile=96]"', "#BSUB -x", '#BSUB -gpu "num=16"', "#BSUB -W 1:05"]
+    asked = directives(replace(VARIANTS["two-nodes"], scheduler="lsf", walltime_min=65))
+    expected = ["#BSUB -n 96", '#BSUB -R "span[ptile=48]"', "#BSUB -x", '#BSUB -gpu "num=16"', "#BSUB -W 1:05"]
     assert asked[1:6] == expected
 
 

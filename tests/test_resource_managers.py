@@ -93,6 +93,13 @@ def test_pbspro_falls_back_on_the_node_file_when_qstat_names_gpus(tmp_path: Path
     assert parse(tmp_path, "PBSPRO", variables, 2, 48, 16, smt=1) == [["node1", 48, 16], ["node2", 48, 16]]
 
 
+def test_pbspro_counts_hardware_threads_twice_in_a_node_file(tmp_path: Path):
+    # A fault of RADICAL-Pilot: entries for PBS say cores_per_node in hardware threads and leave smt at 1.
+    write_qstat(tmp_path, QSTAT.format(more=":ngpus=16"))
+    variables = {"PBS_JOBID": "7.server", "PBS_NODEFILE": write_nodes(tmp_path, "node1")}
+    assert parse(tmp_path, "PBSPRO", variables, 1, 96, 16, smt=2) == [["node1", 192, 16]]
+
+
 def test_torque_counts_the_lines_of_its_node_file(tmp_path: Path):
     variables = {"PBS_JOBID": "7.server", "PBS_NODEFILE": write_nodes(tmp_path, *["node1"] * 48, *["node2"] * 48)}
     assert parse(tmp_path, "TORQUE", variables, 2, 48, 16, smt=1) == [["node1", 48, 16], ["node2", 48, 16]]
