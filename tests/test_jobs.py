@@ -173,6 +173,30 @@ def follow(slurm: ThrowawaySlurm, first: int) -> list[str]:
     return states
 
 
+@pytest.mark.parametrize("name", ["slurm.sh", "dgx2.sh"])
+def test_slurm_accepts_what_a_committed_script_asks_for(slurm, checkout, name):
+    slurm.run("sbatch", "--test-only", f"jobs/{name}", folder=checkout)
+
+
+def test_a_written_script_runs_from_anywhere_in_a_folder_with_spaces_and_quotes(slurm, checkout, tmp_path_factory):
+    folder = checkout.rename(tmp_path_factory.mktemp("moved") / "it's here")
+    plan(folder, "walltime", "target")
+    request = JobRequest(
+        options=("--config", "it's mine.yaml"), folder=str(folder), python=str(folder / ".venv" / "bin" / "python")
+    )
+    script = folder / "my job.sh"
+    script.write_text(render_job(request), encoding="utf-8")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    first = slurm.submit(str(script), folder=elsewhere)
+    assert follow(slurm, first) == ["COMPLETED", "COMPLETED", "CANCELLED"]
+    run = f"runs/slurm-{first}"
+    assert (folder / run / "over").exists()
+    assert read_calls(folder) == [
+        ["-m", "entk_app", "run", "--resource", "local.localhost", "--config", "it's mine.yaml", "--run-dir", run],
+        ["-m", "entk_app", "run", "--resume", run],
+    ]
+
+
 def test_a_campaign_cut_off_by_its_jobs_limit_goes_on_in_the_next_job(slurm, checkout):
     plan(checkout, "hang", "target")
     first = submit(slurm, checkout, "--preset", "villin-quick", "--set", "train.latent_dims=[3, 4]")
