@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import psutil
 import pytest
 import throwaway_slurm
@@ -122,3 +123,13 @@ def test_without_root_the_reason_is_said(monkeypatch):
     monkeypatch.setattr(throwaway_slurm.os, "geteuid", lambda: 1000)
     with pytest.raises(SlurmUnavailable, match="root"):
         check_available()
+
+
+def test_tests_skip_with_the_reason_but_fail_where_slurm_is_required(monkeypatch):
+    monkeypatch.setattr(throwaway_slurm, "_DAEMON_PATH", "/nowhere")
+    monkeypatch.delenv("ENTK_APP_REQUIRE_SLURM", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="not installed"), conftest._slurm_or_skip(1):
+        pass
+    monkeypatch.setenv("ENTK_APP_REQUIRE_SLURM", "1")
+    with pytest.raises(SlurmUnavailable, match="not installed"), conftest._slurm_or_skip(1):
+        pass
