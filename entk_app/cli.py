@@ -75,7 +75,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resource", metavar="LABEL", required=True, help="<site>.<key> of a resource file")
     parser.add_argument("--scheduler", choices=("slurm", "pbs", "lsf"), help="default: as the resource file says")
     parser.add_argument("--walltime-min", metavar="N", type=int, default=60, help="of each job (default 60)")
-    parser.add_argument("--nodes", metavar="N", type=int, default=1, help="default 1")
+    parser.add_argument("--nodes", metavar="N", type=int, help="default: as many as the options ask for, else 1")
     parser.add_argument("--queue", metavar="Q", help="queue or partition (default: the scheduler's)")
     parser.add_argument("--project", metavar="P", help="project or account that is charged")
     parser.add_argument("--output", metavar="FILE", type=Path, help="script to write (default: print it; Slurm only)")
@@ -109,9 +109,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set one setting; repeatable",
     )
-    parser.add_argument(
-        "--submit", action="store_true", help="queue the pilot as a batch job from here (a login node)"
-    )
+    parser.add_argument("--submit", action="store_true", help="queue the pilot as a batch job from here (a login node)")
     parser.add_argument(
         "--budget-gpu-hours", metavar="H", help="end in order before all pilots together have used so much"
     )
@@ -211,19 +209,24 @@ def _tell_finished(options: argparse.Namespace) -> int:
 
 def _write_job(options: argparse.Namespace) -> int:
     from entk_app.jobs import build_request, render_job
-    from entk_app.resources import find_resource
-    from entk_app.settings import build_settings, read_preset
+    from entk_app.resources import config_folders, find_resource
 
-    settings = build_settings(read_preset(DEFAULT_PRESET)[1], {"resource": {"label": options.resource}})
+    # What the job will be asked is read here already: a misspelt key is not to wait in a queue.
+    nodes = [] if options.nodes is None else ["--set", f"resource.nodes={options.nodes}"]
+    parser = argparse.ArgumentParser(prog="entk-app job --")
+    _add_run_options(parser)
+    of_run = parser.parse_args(["--resource", options.resource, *nodes, *options.options])
+    if of_run.run_dir or of_run.resume or of_run.submit:
+        raise SettingsError("entk-app job: --run-dir, --resume and --submit are the script's own business")
+    settings = _read_settings(of_run)[0].resource
     request = build_request(
-        find_resource(settings.resource),
+        find_resource(settings, config_folders(given=of_run.resource_configs), environment={}),
         scheduler=options.scheduler,
         output=None if options.output is None else options.output.absolute(),
         walltime_min=options.walltime_min,
-        nodes=options.nodes,
-        queue=options.queue,
-        project=options.project,
-        options=tuple(options.options),
+        queue=options.queue or settings.queue,
+        project=options.project or settings.project,
+        options=(*nodes, *options.options),
     )
     if options.output is None:
         print(render_job(request), end="")

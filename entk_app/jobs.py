@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast, get_args
 
 from entk_app.errors import SettingsError
 from entk_app.resources import Resource
@@ -79,7 +78,7 @@ class JobRequest:
 
 #: The scripts in ``jobs/``.
 COMMITTED = {
-    "slurm.sh": JobRequest(),
+    "slurm.sh": JobRequest(label="slurm.cluster"),
     "dgx2.sh": JobRequest(
         label="ornl.dgx2", cores_per_node=48, threads_per_core=2, gpus_per_node=16, path="jobs/dgx2.sh"
     ),
@@ -94,7 +93,6 @@ def build_request(
     scheduler: Scheduler | None = None,
     output: Path | None = None,
     walltime_min: int = 60,
-    nodes: int = 1,
     queue: str | None = None,
     project: str | None = None,
     options: tuple[str, ...] = (),
@@ -108,25 +106,28 @@ def build_request(
         Default: as the resource's entry says, else Slurm.
     output : Path, optional
         Absolute name of the script.
-    walltime_min, nodes, queue, project, options
+    walltime_min, queue, project, options
         As in `JobRequest`.
 
     Raises
     ------
     SettingsError
-        There is no `output` and the scheduler's jobs find their script only by its name; or a number is too small.
+        There is no `output` and the scheduler's jobs find their script only by its name; a number is too small; the
+        resource's scheduler is none of the three.
     """
-    named = scheduler or _find_scheduler(resource.entry)
+    named = scheduler or resource.scheduler or "slurm"
+    if named not in get_args(Scheduler):
+        raise SettingsError(f"{resource.label}: no batch script is known for {named}; see --scheduler")
     if output is None and named != "slurm":
         raise SettingsError(f"--output: a job under {named} queues the next one from its file: say where that will be")
     cores = int(resource.entry.get("cores_per_node") or 0) or resource.node_cores
     return JobRequest(
         label=resource.label,
-        scheduler=named,
-        nodes=nodes,
+        scheduler=cast(Scheduler, named),
+        nodes=resource.nodes,
         cores_per_node=cores,
         threads_per_core=resource.node_cores // cores,
-        gpus_per_node=resource.gpus,
+        gpus_per_node=resource.node_gpus,
         walltime_min=walltime_min,
         queue=queue,
         project=project,
@@ -135,27 +136,6 @@ def build_request(
         folder=str(Path.cwd()),
         python=sys.executable,
     )
-
-
-def _find_scheduler(entry: Mapping[str, Any]) -> Scheduler:
-    """The batch system of a resource: that of its nodes, or the one that its pilots can be queued by."""
-    schemas = [schema for schema in (entry.get("schemas") or {}).values() if isinstance(schema, Mapping)]
-    endpoints = [str(schema.get("job_manager_endpoint", "")).split(":")[0] for schema in schemas]
-    for word in (str(entry.get("resource_manager", "")).lower(), *endpoints):
-        if word in _SCHEDULER_NAMES:
-            return _SCHEDULER_NAMES[word]
-    return "slurm"
-
-
-#: What RADICAL-Pilot's resource files call them.
-_SCHEDULER_NAMES: dict[str, Scheduler] = {
-    "slurm": "slurm",
-    "pbs": "pbs",
-    "pbspro": "pbs",
-    "pbs_classic": "pbs",
-    "torque": "pbs",
-    "lsf": "lsf",
-}
 
 
 @dataclass(frozen=True)
@@ -227,6 +207,7 @@ def render_job(request: JobRequest) -> str:
     dialect = _DIALECTS[request.scheduler]
     path = shlex.quote(request.path)
     python = '"${ENTK_APP_PYTHON:-.venv/bin/python}"' if request.python is None else shlex.quote(request.python)
+    started = shlex.join(["--resource", request.label, *request.options])
     # The pilot of the launcher is to end before the job does.
     end = "" if dialect.knows_end else f" --set resource.walltime_min={request.walltime_min - 1}"
     lines = [
@@ -257,7 +238,7 @@ def render_job(request: JobRequest) -> str:
         "# At the limit shell and launcher are sent a SIGTERM: if the shell went at once, the launcher was killed.",
         "# No signal before that: the launcher ends in time by itself, and what is killed all the same is resumed.",
         "trap : TERM",
-        f'how=({_join_options(request)} --run-dir "$ENTK_APP_RUN" "$@")',
+        f'how=({started} --run-dir "$ENTK_APP_RUN" "$@")',
         'if [ -e "$ENTK_APP_RUN/settings.yaml" ]; then how=(--resume "$ENTK_APP_RUN"); fi',
         "code=0",
         f'"$ENTK_APP_PYTHON" -m entk_app run "${{how[@]}}"{end} || code=$?',
@@ -268,15 +249,6 @@ def render_job(request: JobRequest) -> str:
         'exit "$code"',
     ]
     return "\n".join(lines) + "\n"
-
-
-def _join_options(request: JobRequest) -> str:
-    whole = []
-    if request.nodes > 1:
-        # A resource file describes one node.
-        whole += ["--set", f"resource.cores={request.nodes * request.threads_per_node}"]
-        whole += ["--set", f"resource.gpus={request.nodes * request.gpus_per_node}"]
-    return shlex.join(["--resource", request.label, *whole, *request.options])
 
 
 def _list_directives(request: JobRequest) -> list[str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A campaign on local.localhost under Slurm, job after job until it is finished.
+# A campaign on slurm.cluster under Slurm, job after job until it is finished.
 # Usage: sbatch jobs/slurm.sh [options of app.py]
 #SBATCH --job-name=entk-app
 #SBATCH --nodes=1
@@ -23,7 +23,7 @@ fi
 # At the limit shell and launcher are sent a SIGTERM: if the shell went at once, the launcher was killed.
 # No signal before that: the launcher ends in time by itself, and what is killed all the same is resumed.
 trap : TERM
-how=(--resource local.localhost --run-dir "$ENTK_APP_RUN" "$@")
+how=(--resource slurm.cluster --run-dir "$ENTK_APP_RUN" "$@")
 if [ -e "$ENTK_APP_RUN/settings.yaml" ]; then how=(--resume "$ENTK_APP_RUN"); fi
 code=0
 "$ENTK_APP_PYTHON" -m entk_app run "${how[@]}" || code=$?

@@ -194,6 +194,7 @@ def test_a_batch_script_speaks_the_language_of_its_resource(tmp_path, monkeypatc
     script = (tmp_path / "job.sh").read_text(encoding="utf-8")
     assert "#BSUB -n 84\n" in script
     assert '#BSUB -gpu "num=6"\n' in script
+    assert "how=(--resource ornl.summit --set resource.nodes=2 --run-dir" in script
     assert f"< {tmp_path}/job.sh |" in script
     assert str(tmp_path / "job.sh") in capsys.readouterr().out
 
@@ -202,7 +203,10 @@ def test_a_batch_script_speaks_the_language_of_its_resource(tmp_path, monkeypatc
     ("arguments", "words"),
     [
         (["--resource", "local.localhost", "--scheduler", "pbs"], "--output"),
-        (["--resource", "local.localhost", "--nodes", "0"], "nodes = 0"),
+        (["--resource", "local.localhost", "--nodes", "2"], "local.localhost is one node"),
+        (["--resource", "local.localhost", "--walltime-min", "1"], "walltime_min = 1"),
+        (["--resource", "local.localhost", "--", "--set", "stop.max=1"], "there is no setting 'stop.max'"),
+        (["--resource", "local.localhost", "--", "--run-dir", "x"], "--run-dir"),
         (["--resource", "nowhere.node"], "resource.label = 'nowhere.node'"),
         (["--resource", "local.localhost", "--output", "no/such/folder/job.sh"], "No such file"),
     ],

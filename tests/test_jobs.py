@@ -142,11 +142,6 @@ def test_without_gpus_none_are_asked_for():
     ]
 
 
-def test_the_pilot_gets_all_nodes_of_its_job():
-    assert "--set resource.cores=192 --set resource.gpus=32" in render_job(VARIANTS["two-nodes"])
-    assert "resource.cores" not in render_job(COMMITTED["dgx2.sh"])
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("nodes", 0), ("cores_per_node", 0), ("gpus_per_node", -1), ("walltime_min", 1)]
 )
