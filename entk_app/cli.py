@@ -53,6 +53,7 @@ def _build_parser() -> argparse.ArgumentParser:
     template = commands.add_parser("template", help="print a preset as a commented YAML file of every setting")
     template.add_argument("preset", help="name of a preset")
     template.set_defaults(function=_print_template)
+    _add_job_options(commands.add_parser("job", help="write a batch script for a resource", description=_JOB_HELP))
     systems = commands.add_parser("systems", help="list the proteins that are known by name")
     systems.set_defaults(function=_list_systems)
     resources = commands.add_parser("resources", help="list the resources, or show one")
@@ -71,6 +72,24 @@ def _build_parser() -> argparse.ArgumentParser:
     accounting.add_argument("run", metavar="RUN", type=Path, help="run folder")
     accounting.set_defaults(function=_account)
     return parser
+
+
+_JOB_HELP = (
+    "Write a batch script that runs a campaign in its allocation, job after job until it is finished. "
+    "Options of entk-app run follow after --."
+)
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resource", metavar="LABEL", required=True, help="<site>.<key> of a resource file")
+    parser.add_argument("--scheduler", choices=("slurm", "pbs", "lsf"), help="default: as the resource file says")
+    parser.add_argument("--walltime-min", metavar="N", type=int, default=60, help="of each job (default 60)")
+    parser.add_argument("--nodes", metavar="N", type=int, help="default: as many as the options ask for, else 1")
+    parser.add_argument("--queue", metavar="Q", help="queue or partition (default: the scheduler's)")
+    parser.add_argument("--project", metavar="P", help="project or account that is charged")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="script to write (default: print it; Slurm only)")
+    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="of entk-app run")
+    parser.set_defaults(function=_write_job)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -99,9 +118,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set one setting; repeatable",
     )
-    parser.add_argument(
-        "--submit", action="store_true", help="queue the pilot as a batch job from here (a login node)"
-    )
+    parser.add_argument("--submit", action="store_true", help="queue the pilot as a batch job from here (a login node)")
     parser.add_argument(
         "--budget-gpu-hours", metavar="H", help="end in order before all pilots together have used so much"
     )
@@ -213,6 +230,39 @@ def _account(options: argparse.Namespace) -> int:
         console.print()
     written = f"written: {paths[0].parent}: {', '.join(path.name for path in paths)}"
     console.print("\n".join([*list_facts(result), written]), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _write_job(options: argparse.Namespace) -> int:
+    from entk_app.jobs import build_request, render_job
+    from entk_app.resources import config_folders, find_resource
+
+    # What the job will be asked is read here already: a misspelt key is not to wait in a queue.
+    nodes = [] if options.nodes is None else ["--set", f"resource.nodes={options.nodes}"]
+    parser = argparse.ArgumentParser(prog="entk-app job --")
+    _add_run_options(parser)
+    of_run = parser.parse_args(["--resource", options.resource, *nodes, *options.options])
+    if of_run.run_dir or of_run.resume or of_run.submit:
+        raise SettingsError("entk-app job: --run-dir, --resume and --submit are the script's own business")
+    settings = _read_settings(of_run)[0].resource
+    request = build_request(
+        find_resource(settings, config_folders(given=of_run.resource_configs), environment={}),
+        scheduler=options.scheduler,
+        output=None if options.output is None else options.output.absolute(),
+        walltime_min=options.walltime_min,
+        queue=options.queue or settings.queue,
+        project=options.project or settings.project,
+        options=(*nodes, *options.options),
+    )
+    if options.output is None:
+        print(render_job(request), end="")
+        return 0
+    try:
+        options.output.write_text(render_job(request), encoding="utf-8")
+        options.output.chmod(0o755)
+    except OSError as error:
+        raise SettingsError(f"--output {options.output}: {error.strerror}") from None
+    print(f"written: {request.path}")
     return 0
 
 

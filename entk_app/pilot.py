@@ -523,7 +523,7 @@ def _is_orphan(entry: Path, layout: RunLayout) -> bool:
 
 def _last_words(layout: RunLayout, n_lines: int = 8) -> str:
     """The last lines that failed tasks wrote, the newest first."""
-    errors = sorted(layout.logs.glob("tasks/*/*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
+    errors = sorted(layout.logs.glob("tasks*/*/*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in errors:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if any("ERROR" in line or "Error" in line for line in lines):

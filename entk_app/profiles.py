@@ -152,7 +152,7 @@ class TaskSandbox:
 def find_task_sandboxes(layout: RunLayout) -> dict[str, list[TaskSandbox]]:
     """The sandboxes of all tasks by RADICAL-Pilot's uid; sessions count their tasks anew."""
     found = defaultdict(list)
-    for path in sorted(layout.logs.glob("tasks/*/*.exec.sh")):
+    for path in sorted(layout.logs.glob("tasks*/*/*.exec.sh")):
         uid = path.name.removesuffix(".exec.sh")
         found[uid].append(_read_sandbox(path, uid))
     return found

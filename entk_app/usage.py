@@ -112,7 +112,7 @@ def is_living(layout: RunLayout, now: float) -> bool:
         return False
     if host == platform.node():
         return _is_launcher(layout, pid)
-    changing = [*layout.logs.glob("tasks/*/*"), *layout.simulations.glob("*/*/progress.json"), layout.decisions]
+    changing = [*layout.logs.glob("tasks*/*/*"), *layout.simulations.glob("*/*/progress.json"), layout.decisions]
     newest = max((path.stat().st_mtime for path in changing if path.exists()), default=0.0)
     return now - newest < _SILENCE_S
 

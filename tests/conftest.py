@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from throwaway_slurm import SlurmUnavailable, ThrowawaySlurm, check_available
 
 from entk_app.campaign import Campaign
 from entk_app.inprocess import run_campaign
@@ -59,3 +63,29 @@ def collect_logs(folder: Path, n_lines: int = 15) -> str:
         if lines:
             shown.append(f"== {path}\n" + "\n".join(lines[-n_lines:]))
     return "\n".join(shown)[-20_000:]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[ThrowawaySlurm]:
+    """A real Slurm of one node that claims to be a DGX-2; tests leave it without jobs."""
+    with _slurm_or_skip(n_nodes=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def two_node_slurm() -> Iterator[ThrowawaySlurm]:
+    """The same with two such nodes."""
+    with _slurm_or_skip(n_nodes=2) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _slurm_or_skip(n_nodes: int) -> Iterator[ThrowawaySlurm]:
+    # Where Slurm is meant to be there, as in .ci/run, its absence must not pass for success.
+    if not os.environ.get("ENTK_APP_REQUIRE_SLURM"):
+        try:
+            check_available()
+        except SlurmUnavailable as reason:
+            pytest.skip(f"no throw-away Slurm: {reason}")
+    with ThrowawaySlurm.started(n_nodes=n_nodes) as cluster:
+        yield cluster

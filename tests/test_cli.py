@@ -175,3 +175,43 @@ def test_run_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "villin-quick-001").mkdir(parents=True)
     assert cli._choose_run_folder(None, "villin-quick").name == "villin-quick-002"
+
+
+def test_a_batch_script_is_printed_for_a_resource(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["job", "--resource", "local.localhost", "--walltime-min", "30", "--", "--seed", "7"]) == 0
+    script = capsys.readouterr().out
+    assert f"cd {tmp_path}\n" in script
+    assert "#SBATCH --time=30\n" in script
+    assert "how=(--resource local.localhost --seed 7 --run-dir" in script
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_script_speaks_the_language_of_its_resource(tmp_path, monkeypatch, capsys):
+    # One of the resource files that RADICAL-Pilot ships: 42 cores a node under LSF, 6 GPUs.
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["job", "--resource", "ornl.summit", "--output", "job.sh", "--nodes", "2"]) == 0
+    script = (tmp_path / "job.sh").read_text(encoding="utf-8")
+    assert "#BSUB -n 84\n" in script
+    assert '#BSUB -gpu "num=6"\n' in script
+    assert "how=(--resource ornl.summit --set resource.nodes=2 --run-dir" in script
+    assert f"< {tmp_path}/job.sh |" in script
+    assert str(tmp_path / "job.sh") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--resource", "local.localhost", "--scheduler", "pbs"], "--output"),
+        (["--resource", "local.localhost", "--nodes", "2"], "local.localhost is one node"),
+        (["--resource", "local.localhost", "--walltime-min", "1"], "walltime_min = 1"),
+        (["--resource", "local.localhost", "--", "--set", "stop.max=1"], "there is no setting 'stop.max'"),
+        (["--resource", "local.localhost", "--", "--run-dir", "x"], "--run-dir"),
+        (["--resource", "nowhere.node"], "resource.label = 'nowhere.node'"),
+        (["--resource", "local.localhost", "--output", "no/such/folder/job.sh"], "No such file"),
+    ],
+)
+def test_a_batch_script_that_cannot_be_is_exit_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["job", *arguments]) == 2
+    assert words in capsys.readouterr().err
