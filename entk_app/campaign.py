@@ -98,12 +98,16 @@ class Campaign:
     machine : Machine
     on_decision : callable
         Told of every decision once it is on disk.
+    find_deadline : callable
+        Asked, when tasks have failed, whether the pilot's time is over: a batch system that ends a job kills tasks
+        and refuses new ones, which is no failure of theirs.
     """
 
     layout: RunLayout
     settings: Settings
     machine: Machine
     on_decision: Callable[[Decision], None] = lambda decision: None
+    find_deadline: Callable[[], Deadline | None] = lambda: None
     decisions: list[Decision] = field(default_factory=list)
     stage: StageSpec | None = None
     n_failed_tasks: int = 0
@@ -122,6 +126,11 @@ class Campaign:
     @property
     def iteration(self) -> int:
         return self.decisions[-1].iteration if self.decisions else 1
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the pilot's time is over: what did not finish was cut off."""
+        return self._deadline is not None and time.time() >= self._deadline.end_by_unix
 
     @property
     def _going(self) -> Decision | None:
@@ -160,6 +169,8 @@ class Campaign:
         self._n_before = len(self.decisions)
         pilots = list(read_lines(PilotRecord, self.layout.pilots))
         self._seconds_before = sum(max(0.0, (p.unix_end or p.unix_submitted) - p.unix_submitted) for p in pilots)
+        if self.layout.summary.exists():
+            self.n_failed_tasks = read_record(Summary, self.layout.summary).n_failed_tasks
         last = None
         for decision in self.decisions:
             self._replay(decision.actions)
@@ -195,6 +206,10 @@ class Campaign:
         if self.stage is None:
             return None
         self._durations[self.stage.kind] = time.time() - self._stage_began
+        if not all(_output(task).exists() for task in self.stage.tasks):
+            deadline = self.find_deadline()
+            if deadline is not None:
+                self.limit_time(deadline)
         if self.stage.kind == "simulate":
             self._collect_segments()
             return self._apply(
@@ -296,7 +311,7 @@ class Campaign:
             try:
                 record = read_record(SegmentRecord, paths.record)
             except RecordError as error:
-                if at_the_end:
+                if at_the_end or self._is_over:
                     # Cut off rather than failed.
                     continue
                 self.n_failed_tasks += 1
@@ -318,7 +333,7 @@ class Campaign:
                 n_trained += 1
             except RecordError as error:
                 # The last good model of this size goes on serving.
-                self.n_failed_tasks += 1
+                self.n_failed_tasks += not self._is_over
                 logger.warning("training of latent size %d failed: %s", latent_dim, error)
         return n_trained
 
@@ -326,7 +341,7 @@ class Campaign:
         try:
             analysis = read_record(AnalysisRecord, self.layout.analysis(self.iteration))
         except RecordError as error:
-            self.n_failed_tasks += 1
+            self.n_failed_tasks += not self._is_over
             logger.warning("analysis of iteration %d failed: %s", self.iteration, error)
             return None
         self._outliers.update(outlier.frame.key for outlier in analysis.outliers)
@@ -334,7 +349,7 @@ class Campaign:
 
     def _after_analysis(self, analysis: AnalysisRecord | None) -> StageSpec | None:
         self._learn_failures = 0 if analysis is not None and self._trained else self._learn_failures + 1
-        if self._learn_failures >= _MAX_LEARN_FAILURES:
+        if self._learn_failures >= _MAX_LEARN_FAILURES and not self._is_over:
             self.end("failed", f"learning failed {self._learn_failures} times in a row; see {self.layout.logs}")
             return None
         # In a split, simulations and the next training are one stage.

@@ -143,6 +143,7 @@ def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
     if not resource.submit:
         # A queued pilot's time begins when it is active.
         campaign.limit_time(log.find_deadline())
+        campaign.find_deadline = log.compute_deadline
     with _shell_safe(campaign.layout, campaign.settings.resource.scratch) as (layout, prefix):
         try:
             _run(campaign, resource, layout, prefix, log)
@@ -272,13 +273,20 @@ class PilotLog:
         self.update(unix_end=time.time())
 
     def find_deadline(self) -> Deadline:
-        """When tasks end in order, for the pilot to be closed within its walltime, the job's and the budget.
+        """As :meth:`compute_deadline`, for a pilot that is to be started.
 
         Raises
         ------
         SettingsError
-            Nothing is left of one of them.
+            Nothing is left of the walltime or the budget.
         """
+        first = self.compute_deadline()
+        if first.end_by_unix <= time.time():
+            raise SettingsError(f"no {first.limit} is left for another pilot: nothing was started")
+        return first
+
+    def compute_deadline(self) -> Deadline:
+        """When tasks end in order, for the pilot to be closed within its walltime, the job's and the budget."""
         record = self._records[-1]
         minutes = record.walltime_min
         closing = _closing_seconds(minutes)
@@ -292,10 +300,7 @@ class PilotLog:
             left = budget - sum(earlier.gpu_hours for earlier in self._records[:-1])
             seconds = 3600.0 * left / record.gpus
             limits.append(Deadline(end_by_unix=began + seconds - min(closing, 0.1 * seconds), limit="budget"))
-        first = min(limits, key=lambda deadline: deadline.end_by_unix)
-        if first.end_by_unix <= time.time():
-            raise SettingsError(f"no {first.limit} is left for another pilot: nothing was started")
-        return first
+        return min(limits, key=lambda deadline: deadline.end_by_unix)
 
     def _close(self, record: PilotRecord) -> PilotRecord:
         """A pilot whose end nobody noted ended with the last sign of life of its agent."""

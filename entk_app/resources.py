@@ -204,6 +204,9 @@ def find_resource(
     _check_size(settings, entry, nodes, cores, gpus, node_cores, node_gpus)
     if nodes == 1:
         # RADICAL-Pilot always gives out whole nodes: a part of one is a node of that size.
+        if (cores, gpus) != (node_cores, node_gpus) and "exclusive" in (entry.get("system_architecture") or {}):
+            # Not a whole node: others may have the rest of it.
+            entry["system_architecture"]["exclusive"] = False
         node_cores, node_gpus = cores, gpus
         entry["cores_per_node"], entry["gpus_per_node"] = math.ceil(cores / threads), gpus
     schema = _choose_schema(settings, entry)

@@ -104,6 +104,9 @@ class AdaptiveWorkflow:
 
     def _extend(self) -> None:
         """The post_exec of every stage: take its results in, decide, append the next stage."""
+        if self.campaign.layout.stop_request.exists():
+            # The campaign is being ended from outside: tasks that a batch system killed have not failed.
+            return
         try:
             following = self.campaign.advance()
             if following is not None:

@@ -370,3 +370,29 @@ def test_in_a_split_a_fold_beside_a_training_ends_the_campaign_without_another_a
     assert campaign.advance() is None
     assert campaign.final_decision.stop_reason == "target_rmsd"
     assert not campaign.layout.analyses.exists()
+
+
+def test_tasks_that_die_with_their_job_have_not_failed(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "simulate" and "segment-0001" in order.name)
+    campaign = prepare(tmp_path / "run", tiny_settings("steering.min_frames=100"))
+    asked = []
+
+    def find_deadline():
+        asked.append(campaign.stage.kind)
+        return Deadline(end_by_unix=time.time() - 1.0, limit="walltime")
+
+    campaign.find_deadline = find_deadline
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_failed_tasks, summary.n_iterations) == ("walltime", 0, 2)
+    assert asked == ["simulate"]  # only when something was missing
+    monkeypatch.undo()
+    again = Campaign(campaign.layout, campaign.settings, campaign.machine)
+    assert run_campaign(again).stop_reason == "max_iterations"
+
+
+def test_a_training_that_dies_with_its_job_has_not_failed(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "train")
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign.find_deadline = lambda: Deadline(end_by_unix=time.time() - 1.0, limit="walltime")
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_failed_tasks) == ("walltime", 0)

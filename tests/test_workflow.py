@@ -99,6 +99,15 @@ def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatc
     assert len(graph.pipeline.stages) == 1
 
 
+def test_post_exec_decides_nothing_once_the_campaign_is_being_ended(radical_in, monkeypatch):
+    graph = workflow(radical_in)
+    monkeypatch.setattr(graph.campaign, "advance", lambda: pytest.fail("must not decide"))
+    graph.campaign.layout.stop_request.touch()
+    graph.pipeline.stages[0].post_exec()
+    assert graph.error is None
+    assert len(graph.pipeline.stages) == 1
+
+
 def test_post_exec_appends_the_next_stage(radical_in):
     from entk_app.tasks import run_task
 
