@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,10 @@ class Job:
     nodes: int | None = None
     node_cores: int | None = None
     node_gpus: int | None = None
+
+    def holds(self, cores: int, gpus: int) -> bool:
+        """Whether it says that it has so much on a node."""
+        return (self.node_cores or 0) >= cores and (self.node_gpus or 0) >= gpus
 
     def __str__(self) -> str:
         return f"{self.scheduler} job {self.number}"
@@ -72,30 +76,28 @@ def find_end_unix(environment: Mapping[str, str]) -> float | None:
         return None
     try:
         asked = subprocess.run(
-            [command, "--noheader", "--jobs", number, "--format", "%L"],
+            [command, "--noheader", "--jobs", number, "--format", "%e"],
             capture_output=True,
             text=True,
             timeout=30,
             check=True,
-            env=dict(environment),
+            # Not the time left: that follows the limit, which an administrator's change of the end leaves behind.
+            env={**environment, "SLURM_TIME_FORMAT": "%s"},
         )
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("squeue does not say how long job %s may run: %s", number, error)
         return None
-    left = parse_time_left(asked.stdout.strip())
-    return None if left is None else time.time() + left
+    return parse_end(asked.stdout.strip())
 
 
-def parse_time_left(text: str) -> float | None:
-    """Seconds of Slurm's ``[days-][hours:]minutes:seconds``; None for UNLIMITED, INVALID and the like."""
-    days, dash, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in parts) or (dash and not days.isdigit()):
+def parse_end(text: str) -> float | None:
+    """Seconds since the epoch of what Slurm prints as a job's end; None for ``N/A``, ``Unknown`` and the like."""
+    if text.isdigit():
+        return float(text)
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
         return None
-    seconds = 0
-    for part in parts:
-        seconds = 60 * seconds + int(part)
-    return float(seconds + 86_400 * int(days or 0))
 
 
 def _to_int(text: str | None) -> int | None:

@@ -244,7 +244,7 @@ def check_presence(resource: Resource, environment: Mapping[str, str] | None = N
         if job.nodes is not None and job.nodes < resource.nodes:
             raise SettingsError(f"resource.nodes = {resource.nodes}: {job} has {job.nodes}")
         return
-    if resource.is_emulated:
+    if resource.is_emulated or (job is not None and job.holds(resource.node_cores, resource.node_gpus)):
         return
     cores, gpus = len(os.sched_getaffinity(0)), count_gpus()
     if resource.is_fork and (resource.cores > cores or resource.gpus > gpus):

@@ -58,7 +58,7 @@ def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 def collect_logs(folder: Path, n_lines: int = 15) -> str:
     """The last lines of every log that says something, for the message of a failed test."""
     shown = []
-    for path in sorted([*folder.rglob("*.err"), *folder.rglob("*.log"), *folder.rglob("bootstrap_0.out")]):
+    for path in sorted([*folder.rglob("*.err"), *folder.rglob("*.log"), *folder.rglob("*.out")]):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if lines:
             shown.append(f"== {path}\n" + "\n".join(lines[-n_lines:]))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from entk_app.batch import Job, find_end_unix, find_job, parse_time_left
+from entk_app.batch import Job, find_end_unix, find_job, parse_end
 
 
 @pytest.mark.parametrize(
@@ -37,22 +37,29 @@ def test_nodes_are_the_distinct_hosts_of_the_node_file(tmp_path, name, number):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    ("text", "unix"),
     [
-        ("59:58", 3598), ("1:00:00", 3600), ("2-03:04:05", 183845), ("0:07", 7), ("UNLIMITED", None), ("INVALID", None),
+        ("1800000000", 1.8e9),
+        ("2027-01-15T09:00:00+01:00", 1.8e9),
+        ("N/A", None),
+        ("Unknown", None),
         ("", None),
     ],
-)  # fmt: skip
-def test_slurms_time_left_is_read(text, seconds):
-    assert parse_time_left(text) == seconds
+)
+def test_the_end_that_slurm_prints_is_read(text, unix):
+    assert parse_end(text) == unix
+
+
+def test_a_time_without_a_zone_is_local():
+    assert parse_end(time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(1.8e9))) == 1.8e9
 
 
 def test_the_end_that_a_script_hands_on_comes_first(tmp_path):
     squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho 10:00\n")
+    squeue.write_text("#!/bin/sh\necho 1790000000\n")
     squeue.chmod(0o755)
     in_job = {"SLURM_JOB_ID": "5", "PATH": str(tmp_path)}
-    assert find_end_unix(in_job) == pytest.approx(time.time() + 600, abs=30)
+    assert find_end_unix(in_job) == 1.79e9
     assert find_end_unix(in_job | {"SLURM_JOB_END_TIME": "1800000000"}) == 1.8e9
     assert find_end_unix(in_job | {"SLURM_JOB_END_TIME": "1800000000", "ENTK_APP_JOB_END": "1700000000"}) == 1.7e9
     assert find_end_unix({"PATH": str(tmp_path)}) is None

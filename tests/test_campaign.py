@@ -386,6 +386,7 @@ def test_tasks_that_die_with_their_job_have_not_failed(tmp_path, monkeypatch):
     assert (summary.stop_reason, summary.n_failed_tasks, summary.n_iterations) == ("walltime", 0, 2)
     assert asked == ["simulate"]  # only when something was missing
     monkeypatch.undo()
+    campaign.layout.deadline.unlink()  # as the next launcher does
     again = Campaign(campaign.layout, campaign.settings, campaign.machine)
     assert run_campaign(again).stop_reason == "max_iterations"
 

@@ -121,6 +121,15 @@ def test_a_real_node_must_be_as_large_as_it_says(monkeypatch):
         check_presence(resource, {})
 
 
+def test_a_job_is_believed_what_it_says_of_its_node(monkeypatch):
+    resource = find_resource(ResourceSettings(label="ornl.dgx2"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_ON_NODE": "96", "SLURM_GPUS_ON_NODE": "16"}
+    check_presence(resource, job)
+    with pytest.raises(SettingsError, match="wants 96 cores and 16 GPUs, this machine has 2"):
+        check_presence(resource, job | {"SLURM_GPUS_ON_NODE": "8"})
+
+
 def test_radical_pilot_reads_every_file(tmp_path):
     """RADICAL-Pilot's own loader and type checks, in a process of its own: it reads its environment at import."""
     configs = tmp_path / ".radical" / "pilot" / "configs"

@@ -13,6 +13,7 @@ from check_accounting import check_accounting
 from check_run import check_run
 from conftest import CHECKOUT, collect_logs
 from test_real_pilot import find_processes, read_summary, run_to_end
+from throwaway_slurm import SlurmError
 
 pytestmark = [pytest.mark.pilot, pytest.mark.timeout(900)]
 
@@ -63,7 +64,10 @@ def test_a_campaign_cut_off_by_its_jobs_limit_finishes_in_the_next_job(slurm, tm
     slurm.wait_for(job, states=("TIMEOUT", "COMPLETED"), timeout_s=120)
     assert not read_analyses(run), "it came to an end before the limit: nothing was cut off"
     successor = job + 1
-    slurm.wait_for(successor, states=("COMPLETED",), timeout_s=300)
+    try:
+        slurm.wait_for(successor, states=("COMPLETED",), timeout_s=300)
+    except SlurmError as error:
+        pytest.fail(f"{error}\n{collect_logs(tmp_path)}")
     check_finished(run)
     # The successor of the last job was cancelled: there is nothing left to do.
     slurm.wait_until(lambda: not slurm.jobs(), timeout_s=60)
@@ -94,3 +98,20 @@ def test_a_pilot_queued_from_a_login_node_runs_a_campaign(slurm, tmp_path, monke
     assert limit["end_by_unix"] == pytest.approx(pilot["unix_active"] + 600 - 60, abs=2)
     slurm.wait_until(lambda: not slurm.jobs(), timeout_s=60)
     check_accounting(tmp_path / "run")
+
+
+def test_the_dgx2_script_runs_a_campaign_in_its_job(slurm, tmp_path):
+    run = tmp_path / "run"
+    environment = {**os.environ, "ENTK_APP_PYTHON": sys.executable, "ENTK_APP_RUN": str(run)}
+    # The resource is the script's: RADICAL-Pilot forks the tasks and gives each its device.
+    options = [*OPTIONS[2:], "--set", "stop.max_iterations=1"]
+    output = f"--output={tmp_path}/job-%j.out"
+    job = slurm.submit(output, "jobs/dgx2.sh", *options, environment=environment, folder=CHECKOUT)
+    try:
+        slurm.wait_for(job, states=("COMPLETED",), timeout_s=300)
+    except SlurmError as error:
+        pytest.fail(f"{error}\n{collect_logs(tmp_path)}")
+    slurm.wait_until(lambda: not slurm.jobs(), timeout_s=60)
+    summary = read_summary(run)
+    assert (summary["stop_reason"], summary["n_iterations"], summary["n_failed_tasks"]) == ("max_iterations", 1, 0)
+    assert read_devices(run, 1) == read_devices(run, 2) == ["0", "1", "2", "3"]
