@@ -307,14 +307,15 @@ class Usage:
 def judge_task(task: Task, pilot: Pilot, purged: frozenset[int]) -> Task:
     """The task with its state.
 
-    Failed: it ended with another exit code than 0 or published no record. Purged: it is a segment of a simulation
+    Failed: it published no record, whatever its exit code: a task that a batch system ended after its work was done
+    has not failed. Purged: it is a segment of a simulation
     that was ended for its lack of outliers; its work was done, for nothing.
     """
     if task.started is None:
         state: TaskState = "waiting"
     elif task.stopped is None and pilot.state == "running":
         state = "running"
-    elif task.exit_code not in (None, 0) or not task.published:
+    elif not task.published:
         state = "failed"
     elif task.simulation in purged:
         state = "purged"

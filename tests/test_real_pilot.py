@@ -301,3 +301,5 @@ def test_both_pilots_of_a_resumed_campaign_are_kept(killed_and_resumed):
     assert all((pilot["cores"], pilot["gpus"], pilot["nodes"]) == (96, 16, 1) for pilot in pilots)
     assert pilots[0]["unix_active"] < pilots[0]["unix_end"] <= pilots[1]["unix_submitted"] < pilots[1]["unix_end"]
     assert list((run / "logs" / "tasks-0001").glob("analyse.*"))
+    # Two pilots, one of them killed: the parts still add up, and agree with the tasks' own clocks.
+    check_accounting(run)

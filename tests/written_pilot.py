@@ -137,8 +137,8 @@ def write_segment(layout: RunLayout, name: str, unix_start: float, unix_end: flo
     parts = parse_task_name(name)
     assert parts.simulation is not None and parts.segment is not None
     record = SegmentRecord(
-        simulation=parts.simulation, segment=parts.segment, iteration=parts.iteration or 1, origin=None, seed=1,
-        n_frames=10, steps=100, first_step=0, time_ps=100.0, start_time_ps=0.0, min_rmsd_angstrom=rmsd,
+        simulation=parts.simulation, segment=parts.segment, iteration=parts.iteration or 1, decision=0, origin=None,
+        seed=1, n_frames=10, steps=100, first_step=0, time_ps=100.0, start_time_ps=0.0, min_rmsd_angstrom=rmsd,
         min_rmsd_frame=None if rmsd is None else 3, last_rmsd_angstrom=rmsd, platform="CPU", device=None, cores=1,
         friction_per_ps=1.0, temperature_k=300.0, ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0,
         unix_start=unix_start, unix_end=unix_end,
