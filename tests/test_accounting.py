@@ -44,8 +44,9 @@ def make_task(scheduled=None, started=None, stopped=None, released=None, **value
 def make_segment(simulation=0, rmsd=3.0, unix_end=HOUR, time_ps=1000.0) -> SegmentRecord:
     return SegmentRecord(
         simulation=simulation, segment=0, iteration=1, decision=0, origin=None, seed=1, n_frames=10, steps=100,
-        first_step=0, time_ps=time_ps, start_time_ps=0.0, min_rmsd_angstrom=rmsd, min_rmsd_frame=None if rmsd is None else 7,
-        last_rmsd_angstrom=rmsd, platform="CPU", device=None, cores=1, friction_per_ps=1.0, temperature_k=300.0,
+        first_step=0, time_ps=time_ps, start_time_ps=0.0, min_rmsd_angstrom=rmsd,
+        min_rmsd_frame=None if rmsd is None else 7, last_rmsd_angstrom=rmsd,
+        platform="CPU", device=None, cores=1, friction_per_ps=1.0, temperature_k=300.0,
         ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0, unix_start=0.0, unix_end=unix_end,
     )  # fmt: skip
 
