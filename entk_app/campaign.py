@@ -40,6 +40,7 @@ from entk_app.records import (
     append_record,
     read_lines,
     read_record,
+    read_whole_lines,
     write_record,
 )
 from entk_app.settings import Settings
@@ -111,6 +112,7 @@ class Campaign:
     decisions: list[Decision] = field(default_factory=list)
     stage: StageSpec | None = None
     n_failed_tasks: int = 0
+    has_begun: bool = False
     _simulations: dict[int, SimulationHistory] = field(default_factory=dict)
     _models: dict[int, ModelRecord] = field(default_factory=dict)
     _outliers: set[tuple[int, int, int]] = field(default_factory=set)
@@ -128,7 +130,7 @@ class Campaign:
         return self.decisions[-1].iteration if self.decisions else 1
 
     @property
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether the pilot's time is over: what did not finish was cut off."""
         return self._deadline is not None and time.time() >= self._deadline.end_by_unix
 
@@ -145,6 +147,7 @@ class Campaign:
 
     def start(self) -> StageSpec:
         """Take the first decision and return the first stage."""
+        self.has_begun = True
         stage = self._apply(steering.decide_start(self.settings, self.machine.slots))
         if stage is None:
             raise RunFolderError("the campaign ended before it began")
@@ -165,7 +168,7 @@ class Campaign:
         RecordError
             The decisions or the records of the run folder cannot be read.
         """
-        self.decisions = list(read_lines(Decision, self.layout.decisions))
+        self.decisions = read_whole_lines(Decision, self.layout.decisions)
         self._n_before = len(self.decisions)
         pilots = list(read_lines(PilotRecord, self.layout.pilots))
         self._seconds_before = sum(max(0.0, (p.unix_end or p.unix_submitted) - p.unix_submitted) for p in pilots)
@@ -174,6 +177,7 @@ class Campaign:
         last = None
         for decision in self.decisions:
             self._replay(decision.actions)
+            self._write_simulations(decision)
             last = decision if decision.next != "stop" else last
         if last is None:
             return self.start()
@@ -182,6 +186,7 @@ class Campaign:
         self._models = self._read_models()
         for path in self.layout.analyses.glob("iteration-????.json"):
             self._outliers.update(o.frame.key for o in read_record(AnalysisRecord, path).outliers)
+        self.has_begun = True
         return self._skip_finished(self._build(last))
 
     def _skip_finished(self, stage: StageSpec) -> StageSpec | None:
@@ -195,6 +200,10 @@ class Campaign:
             # Nothing of it failed: what stands in for it is complete.
             following = self.advance()
         return None
+
+    def note_pilot_active(self) -> None:
+        """The stage begins now: waiting in a queue and starting the pilot took no time of its own."""
+        self._stage_began = time.time()
 
     def limit_time(self, deadline: Deadline) -> None:
         """Tell the campaign and, through the run folder, its tasks when this pilot's time is over."""
@@ -223,15 +232,20 @@ class Campaign:
         self._trained = self._collect_models() > 0
         if self._going is not None and self._going.next == "simulate+learn":
             self._collect_segments()
-            stop = steering.find_stop(self._history(("analyse",)), self.settings)
-            if stop is not None:
-                return self._apply(stop)
+        stop = steering.find_stop(self._history(("analyse",)), self.settings)
+        if stop is not None:
+            return self._apply(stop)
         if self._models:
             return self._enter(self._build_analyse())
         return self._after_analysis(None)
 
     def end(self, stop_reason: str, message: str) -> None:
-        """Record an end that no rule decided: an interrupt or a failure. What its tasks finished is taken in."""
+        """Record an end that no rule decided: an interrupt or a failure. What its tasks finished is taken in.
+
+        Nothing is recorded of a campaign that has not begun, or was not taken up, on this pilot.
+        """
+        if not self.has_begun:
+            return
         if self.stage is not None and any(task.kind == "simulate" for task in self.stage.tasks):
             self._collect_segments(at_the_end=True)
         if self.final_decision is None:
@@ -311,7 +325,7 @@ class Campaign:
             try:
                 record = read_record(SegmentRecord, paths.record)
             except RecordError as error:
-                if at_the_end or self._is_over:
+                if at_the_end or self.is_over:
                     # Cut off rather than failed.
                     continue
                 self.n_failed_tasks += 1
@@ -333,7 +347,7 @@ class Campaign:
                 n_trained += 1
             except RecordError as error:
                 # The last good model of this size goes on serving.
-                self.n_failed_tasks += not self._is_over
+                self.n_failed_tasks += not self.is_over
                 logger.warning("training of latent size %d failed: %s", latent_dim, error)
         return n_trained
 
@@ -341,7 +355,7 @@ class Campaign:
         try:
             analysis = read_record(AnalysisRecord, self.layout.analysis(self.iteration))
         except RecordError as error:
-            self.n_failed_tasks += not self._is_over
+            self.n_failed_tasks += not self.is_over
             logger.warning("analysis of iteration %d failed: %s", self.iteration, error)
             return None
         self._outliers.update(outlier.frame.key for outlier in analysis.outliers)
@@ -349,7 +363,7 @@ class Campaign:
 
     def _after_analysis(self, analysis: AnalysisRecord | None) -> StageSpec | None:
         self._learn_failures = 0 if analysis is not None and self._trained else self._learn_failures + 1
-        if self._learn_failures >= _MAX_LEARN_FAILURES and not self._is_over:
+        if self._learn_failures >= _MAX_LEARN_FAILURES and not self.is_over:
             self.end("failed", f"learning failed {self._learn_failures} times in a row; see {self.layout.logs}")
             return None
         # In a split, simulations and the next training are one stage.
@@ -377,18 +391,7 @@ class Campaign:
     def _apply(self, decision: Decision) -> StageSpec | None:
         self._record(decision)
         self._replay(decision.actions)
-        for action in decision.actions:
-            if action.kind in ("start", "restart"):
-                write_record(
-                    self.layout.simulation_record(action.simulation),
-                    SimulationRecord(
-                        simulation=action.simulation,
-                        iteration=decision.iteration,
-                        origin=action.origin,
-                        origin_rmsd_angstrom=action.rmsd_angstrom,
-                        seed=self._seed(action.simulation),
-                    ),
-                )
+        self._write_simulations(decision)
         if decision.next == "stop":
             self.stage = None
             return None
@@ -401,6 +404,23 @@ class Campaign:
                 self._simulations[action.simulation] = SimulationHistory(action.simulation, action.origin)
             elif action.kind in ("purge", "end"):
                 self._simulations[action.simulation] = replace(self._simulations[action.simulation], alive=False)
+
+    def _write_simulations(self, decision: Decision) -> None:
+        """The records of the simulations that a decision starts, where they are not there yet."""
+        for action in decision.actions:
+            path = self.layout.simulation_record(action.simulation)
+            if action.kind not in ("start", "restart") or path.exists():
+                continue
+            write_record(
+                path,
+                SimulationRecord(
+                    simulation=action.simulation,
+                    iteration=decision.iteration,
+                    origin=action.origin,
+                    origin_rmsd_angstrom=action.rmsd_angstrom,
+                    seed=self._seed(action.simulation),
+                ),
+            )
 
     def _read_segments(self, simulation: int) -> tuple[SegmentRecord, ...]:
         segments: list[SegmentRecord] = []
@@ -439,7 +459,7 @@ class Campaign:
         if decision.next == "simulate":
             name = f"simulate.{iteration:04d}.{decision.index:04d}"
             return StageSpec("simulate", name, self._order_segments(decision))
-        tasks = self._order_trainings(iteration)
+        tasks = self._order_trainings(decision)
         if decision.next == "simulate+learn":
             tasks = (*self._order_segments(decision), *tasks)
         return StageSpec("train", f"train.{iteration:04d}", tasks)
@@ -473,8 +493,10 @@ class Campaign:
             tasks.append(TaskSpec("simulate", name, order, cores, self.machine.gpus_per_task))
         return tuple(tasks)
 
-    def _order_trainings(self, iteration: int) -> tuple[TaskSpec, ...]:
-        tasks = []
+    def _order_trainings(self, decision: Decision) -> tuple[TaskSpec, ...]:
+        """Trainings on the frames from before the decision: the same for all models, also when some were cut off."""
+        tasks, iteration = [], decision.iteration
+        segments = self._segment_keys(before=decision.index)
         for place, latent_dim in enumerate(self.settings.train.latent_dims):
             order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
             write_record(
@@ -483,7 +505,7 @@ class Campaign:
                     iteration=iteration,
                     latent_dim=latent_dim,
                     seed=self._seed(1 << 24, iteration, latent_dim),
-                    segments=self._segment_keys(),
+                    segments=segments,
                     encode_all=self.settings.analyse.models in ("all", latent_dim),
                     cores=cores,
                     gpus=self.machine.gpus_per_task,
@@ -517,11 +539,13 @@ class Campaign:
         )
         return StageSpec("analyse", f"analyse.{self.iteration:04d}", (task,))
 
-    def _segment_keys(self) -> tuple[SegmentKey, ...]:
+    def _segment_keys(self, before: int | None = None) -> tuple[SegmentKey, ...]:
+        """All segments, or those that decisions before one with this index ordered."""
         return tuple(
             SegmentKey(simulation=s.simulation, segment=segment.segment, n_frames=segment.n_frames)
             for s in self._simulations.values()
             for segment in s.segments
+            if before is None or segment.decision < before
         )
 
     def _seed(self, *place: int) -> int:

@@ -191,13 +191,15 @@ def _show_resources(options: argparse.Namespace) -> int:
         entry, source = get_entry(label, entries)
         print(f"# {label}, from {source}\n{json.dumps(entry, indent=4)}")
         return 0
+    if label is not None and not any(name.startswith(f"{label}.") for name in entries):
+        get_entry(label, entries)
     own = {path.parent for _, path in entries.values() if path.parent.name == "resource_configs"}
     print(f"{'label':28} {'cores':>5} {'GPUs':>5}  {'manager':8} description")
     for name in sorted(entries, key=lambda name: (entries[name][1].parent not in own, name)):
         entry, _ = entries[name]
         if label is None or name.startswith(f"{label}."):
             sizes = [str(entry.get(key) or "-") for key in ("cores_per_node", "gpus_per_node")]
-            manager, text = entry.get("resource_manager", "-"), entry.get("description") or ""
+            manager, text = str(entry.get("resource_manager") or "-"), str(entry.get("description") or "")
             print(f"{name:28} {sizes[0]:>5} {sizes[1]:>5}  {manager:8} {text[:100]}")
     print("Of a node; -: given by the job or the settings. entk-app resources LABEL shows one.")
     return 0
@@ -272,15 +274,19 @@ def _run_campaign(options: argparse.Namespace) -> int:
     # Heavy imports only now, when the settings are known to be good.
     from entk_app.layout import RunLayout
     from entk_app.machine import divide_machine
-    from entk_app.resources import LOCAL, check_presence, config_folders, find_resource
+    from entk_app.resources import LOCAL, check_presence, config_folders, find_resource, keep_resource
 
     _configure_logging(options.verbose)
-    resource = find_resource(settings.resource, config_folders(given=options.resource_configs))
+    root = _as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name)
+    layout = RunLayout(root)
+    folders = config_folders(given=options.resource_configs)
+    if options.resume and not options.resource_configs and layout.resource_configs.is_dir():
+        # A run folder describes itself, its resource included.
+        folders.insert(0, layout.resource_configs)
+    resource = find_resource(settings.resource, folders)
     required = settings.resource.require_gpu
     allow_cpu = resource.is_emulated if required is None else not required
     machine = divide_machine(settings, resource.cores, resource.gpus, resource.nodes, allow_cpu)
-    root = _as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name)
-    layout = RunLayout(root)
     if options.dry_run:
         return _print_plan(settings, resource, machine, layout)
 
@@ -294,6 +300,7 @@ def _run_campaign(options: argparse.Namespace) -> int:
         check_platform(settings.simulate.platform)
     check_time_left(layout, settings, resource)
     record = _reopen(layout, settings) if options.resume else _create(layout, settings)
+    keep_resource(resource, layout.resource_configs)
     return _drive(settings, resource, machine, layout, record)
 
 
@@ -403,9 +410,14 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any)
         except EntkAppError as error:
             failure = error
         except (Exception, KeyboardInterrupt) as error:
+            if not campaign.has_begun:
+                raise
             logging.getLogger(__name__).exception("unexpected")
             campaign.end("failed", f"{type(error).__name__}: {error}")
             failure = CampaignFailed(f"the campaign failed: {type(error).__name__}: {error}")
+    if failure is not None and not campaign.has_begun:
+        # Nothing is known of the campaign: what an earlier pilot left is not written over.
+        raise failure
     summary = campaign.summarise()
     rmsd = "" if summary.min_rmsd_angstrom is None else f", lowest RMSD {summary.min_rmsd_angstrom:.2f} Å"
     console.print(

@@ -40,7 +40,7 @@ class Machine:
         """Those of its slot beside simulations or a GPU, else an equal share of all."""
         turn = place % self.slots.learn
         if self.slots.is_split:
-            return sum(self._learning_cores()[turn :: self.slots.learn])
+            return min(sum(self._learning_cores()[turn :: self.slots.learn]), self.node_cores)
         if self.gpus:
             return self.slot_cores[turn]
         return min(max(1, self.cores // self.slots.learn), self.node_cores)
@@ -90,6 +90,10 @@ def divide_machine(
         More is asked for than there is.
     """
     asked = settings.resource
+    if gpus % nodes:
+        raise SettingsError(
+            f"resource.gpus = {gpus}: divided among {nodes} nodes of {asked.label}: ask for a multiple of {nodes}"
+        )
     node_cores, node_gpus = cores // nodes, gpus // nodes
     in_node = min(node_gpus, node_cores) or max(1, node_cores // (asked.cores_per_simulation or 1))
     share, rest = divmod(node_cores, in_node)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from entk_app.batch import find_end_unix
 from entk_app.campaign import Campaign
-from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, SettingsError
+from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, RecordError, RunFolderError, SettingsError
 from entk_app.layout import RunLayout
+from entk_app.profiles import read_profile
 from entk_app.records import Deadline, PilotRecord, read_lines, write_lines
 from entk_app.resources import Resource
 from entk_app.run_folder import LAUNCHER_NAMES
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DEFAULT_WALLTIME_MIN = 60.0
+
+#: Name of a folder where radical writes while the run folder cannot be it.
+_SCRATCH_PREFIX = "entk-app-"
 
 #: Seconds that a campaign's processes have to end by themselves before they are killed.
 _GRACE_S = 8.0
@@ -65,6 +69,8 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     temporary = layout.radical / "tmp"
     for folder in (private, configs, temporary):
         folder.mkdir(parents=True, exist_ok=True)
+    if resource.agent_config is not None:
+        shutil.copy(resource.agent_config, configs)
     own = Path(os.environ.get("ENTK_APP_HOME", home)) / ".radical" / "pilot" / "configs"
     if own.is_dir():
         shutil.copytree(own, configs, dirs_exist_ok=True)
@@ -136,19 +142,9 @@ def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
     CampaignFailed
         The pilot or a decision failed; the message says where the logs are.
     """
-    # Of a pilot whose launcher was killed.
-    end_processes(campaign.layout)
     log = PilotLog(campaign.layout, campaign.settings, resource)
-    log.begin()
-    if not resource.submit:
-        # A queued pilot's time begins when it is active.
-        campaign.limit_time(log.find_deadline())
-        campaign.find_deadline = log.compute_deadline
     with _shell_safe(campaign.layout, campaign.settings.resource.scratch) as (layout, prefix):
-        try:
-            _run(campaign, resource, layout, prefix, log)
-        finally:
-            log.end()
+        _run(campaign, resource, layout, prefix, log)
 
 
 def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path, log: PilotLog) -> None:
@@ -158,6 +154,15 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
     pilot_state: str | None = None
     with _Signals(layout) as signals:
         try:
+            log.close_earlier()
+            if not signals.received:
+                # Asked of an earlier pilot's tasks, maybe while they were ended just now.
+                campaign.layout.stop_request.unlink(missing_ok=True)
+            log.begin(layout)
+            if not resource.submit:
+                # A queued pilot's time begins when it is active.
+                campaign.limit_time(log.find_deadline())
+                campaign.find_deadline = log.compute_deadline
             prepare_environment(layout, resource, prefix)
             stage = campaign.resume() if campaign.layout.decisions.exists() else campaign.start()
             if stage is None:
@@ -173,30 +178,37 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
             python = prefix / "bin" / Path(sys.executable).name
             workflow = AdaptiveWorkflow(campaign, layout, python, resource, stage, log.number)
             manager.workflow = [workflow.pipeline]
-            with _watch_pilot(manager, campaign, resource, log):
+            signals.pilot_state = lambda: _pilot_state(manager)
+            with _watch_pilot(manager, campaign, layout, resource, log):
                 manager.run()
         except (Exception, KeyboardInterrupt) as error:
             # EnTK raises EnTKError for nearly everything, an interrupt included: what it was is told below.
             logger.debug("EnTK ended with %r", error, exc_info=True)
             cause = error
-        signals.only_note()
-        if cause is not None:
-            layout.stop_request.touch()
-        pilot_state = _pilot_state(manager)
-        end_processes(layout)
+        finally:
+            signals.only_note()
+            if cause is not None:
+                layout.stop_request.touch()
+            pilot_state = _pilot_state(manager)
+            end_processes(layout)
+            log.end()
+    if not campaign.has_begun:
+        _explain_no_begin(campaign, cause, bool(signals.received))
     if workflow is not None and workflow.error is not None:
         cause = workflow.error
-    interrupted = cause is not None and signals.received
-    if pilot_state == "FAILED":
-        # RADICAL-Pilot sends itself a SIGTERM when its pilot fails: that was not the user.
-        interrupted = False
+    if pilot_state == "FAILED" and cause is None:
         cause = RuntimeError("the pilot failed to start or died")
-    if interrupted:
+    if signals.received and not signals.by_radical and campaign.final_decision is None:
         campaign.end("interrupted", f"interrupted by {signals.received[0].name}")
         raise Interrupted("interrupted; what was finished is kept in the run folder, --resume goes on with it")
     if cause is None and campaign.final_decision is None:
         cause = RuntimeError("EnTK ended the pipeline before the campaign was over")
-    if cause is not None:
+    if cause is not None and campaign.is_over:
+        # The batch system was quicker.
+        campaign.end("walltime", "the pilot was ended at its limit")
+    elif cause is not None:
+        if pilot_state == "FAILED":
+            cause = RuntimeError("the pilot failed to start or died")
         campaign.end("failed", f"{type(cause).__name__}: {cause}")
     final = campaign.final_decision
     if final is not None and final.stop_reason == "failed":
@@ -204,6 +216,17 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
             f"the campaign failed: {final.reason}\n{_last_words(layout)}"
             f"logs: {campaign.layout.logs} (tasks) and {campaign.layout.radical} (pilot)"
         )
+
+
+def _explain_no_begin(campaign: Campaign, cause: BaseException | None, interrupted: bool) -> None:
+    """Why a campaign neither began nor went on: nothing is recorded of it."""
+    if isinstance(cause, SettingsError):
+        raise cause
+    if isinstance(cause, EntkAppError):
+        raise RunFolderError(f"the campaign in {campaign.layout.root} cannot go on: {cause}") from None
+    if interrupted or isinstance(cause, KeyboardInterrupt):
+        raise Interrupted("interrupted before the campaign began")
+    raise CampaignFailed(f"the campaign did not begin: {type(cause).__name__}: {cause}") from cause
 
 
 def check_time_left(layout: RunLayout, settings: Settings, resource: Resource) -> None:
@@ -219,7 +242,7 @@ def check_time_left(layout: RunLayout, settings: Settings, resource: Resource) -
             "never be spent"
         )
     log = PilotLog(layout, settings, resource)
-    log.add()
+    log.add(layout)
     log.find_deadline()
 
 
@@ -237,19 +260,32 @@ class PilotLog:
         self._layout = layout
         self._settings = settings
         self._resource = resource
-        self._records = [self._close(record) for record in read_lines(PilotRecord, layout.pilots)]
+        try:
+            self._records = [self._close(record) for record in read_lines(PilotRecord, layout.pilots)]
+        except RecordError as error:
+            raise RunFolderError(f"the campaign in {layout.root} cannot go on: {error}") from None
 
     @property
     def number(self) -> int:
         """Of the present pilot, from 0."""
         return len(self._records) - 1
 
-    def begin(self) -> None:
-        """Note a pilot that is about to be asked for."""
-        self.add()
+    def close_earlier(self) -> None:
+        """End what is left of earlier pilots whose launcher was killed, and bring home what they wrote elsewhere."""
+        own = self._layout.radical
+        for folder in {Path(record.radical) for record in self._records if record.radical} | {own}:
+            there = RunLayout(self._layout.root, scratch=folder.parent)
+            end_processes(there)
+            if folder.is_dir() and folder.resolve() != own.resolve():
+                _bring_home(there, self._layout)
+
+    def begin(self, layout: RunLayout) -> None:
+        """Note a pilot that is about to be asked for; ``layout`` is where radical is to write."""
+        self.add(layout)
         self._write()
 
-    def add(self) -> None:
+    def add(self, layout: RunLayout) -> None:
+        now = time.time()
         self._records.append(
             PilotRecord(
                 number=len(self._records),
@@ -260,7 +296,9 @@ class PilotLog:
                 gpus=self._resource.gpus,
                 walltime_min=find_walltime(self._settings.resource),
                 queued=self._resource.submit,
-                unix_submitted=time.time(),
+                radical=str(layout.radical),
+                unix_submitted=now,
+                unix_began=None if self._resource.submit else now,
             )
         )
 
@@ -269,8 +307,9 @@ class PilotLog:
         self._write()
 
     def end(self) -> None:
-        """Note the end of the present pilot."""
-        self.update(unix_end=time.time())
+        """Note the end of the present pilot, if there is one."""
+        if self._records and self._records[-1].unix_end is None:
+            self.update(unix_end=time.time())
 
     def find_deadline(self) -> Deadline:
         """As :meth:`compute_deadline`, for a pilot that is to be started.
@@ -306,8 +345,9 @@ class PilotLog:
         """A pilot whose end nobody noted ended with the last sign of life of its agent."""
         if record.unix_end is not None:
             return record
-        folder = self._layout.radical / "radical.pilot.sandbox" / (record.session or "none")
-        signs = [path.stat().st_mtime for path in folder.rglob("*.prof")]
+        folders = {Path(record.radical or self._layout.radical), self._layout.radical}
+        session = Path("radical.pilot.sandbox") / (record.session or "none")
+        signs = [path.stat().st_mtime for folder in folders for path in (folder / session).rglob("*.prof")]
         return record.model_copy(update={"unix_end": max(signs, default=record.unix_submitted)})
 
     def _write(self) -> None:
@@ -315,8 +355,10 @@ class PilotLog:
 
 
 @contextmanager
-def _watch_pilot(manager: Any, campaign: Campaign, resource: Resource, log: PilotLog) -> Iterator[None]:
-    """Note when the pilot becomes active; a queued one's time begins then."""
+def _watch_pilot(
+    manager: Any, campaign: Campaign, layout: RunLayout, resource: Resource, log: PilotLog
+) -> Iterator[None]:
+    """Note when the pilot becomes active; a queued one's time began when its job did."""
     over = threading.Event()
 
     def watch() -> None:
@@ -325,11 +367,10 @@ def _watch_pilot(manager: Any, campaign: Campaign, resource: Resource, log: Pilo
             if pilot is None or pilot.state != "PMGR_ACTIVE":
                 continue
             log.update(unix_active=time.time(), session=manager.sid)
+            campaign.note_pilot_active()
             if resource.submit:
-                try:
-                    campaign.limit_time(log.find_deadline())
-                except EntkAppError:
-                    logger.exception("the pilot came too late")
+                log.update(unix_began=_find_bootstrap(layout, manager.sid))
+                campaign.limit_time(log.compute_deadline())
             return
 
     thread = threading.Thread(target=watch, name="pilot", daemon=True)
@@ -339,6 +380,17 @@ def _watch_pilot(manager: Any, campaign: Campaign, resource: Resource, log: Pilo
     finally:
         over.set()
         thread.join()
+
+
+def _find_bootstrap(layout: RunLayout, session: str) -> float:
+    """When a queued pilot's job began: the first event of its bootstrapper, else now."""
+    starts = [
+        event.unix
+        for path in layout.radical.glob(f"radical.pilot.sandbox/{session}/pilot.*/bootstrap_0*.prof")
+        for event in read_profile(path)
+        if event.name == "bootstrap_0_start"
+    ]
+    return min(starts, default=time.time())
 
 
 def _closing_seconds(walltime_min: float) -> float:
@@ -359,7 +411,7 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
         return
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="entk-app-", dir=scratch))
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=scratch))
     (folder / "run").symlink_to(layout.root, target_is_directory=True)
     environment = prefix
     if not _is_shell_safe(prefix):
@@ -372,10 +424,16 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
         yield safe, environment
     finally:
         os.chdir(layout.root)
-        # An earlier pilot's are there already.
-        for source, target in ((safe.radical, layout.radical), (safe.logs, layout.logs)):
+        _bring_home(safe, layout)
+
+
+def _bring_home(away: RunLayout, layout: RunLayout) -> None:
+    """Move what radical wrote elsewhere into the run folder, where an earlier pilot's is already."""
+    for source, target in ((away.radical, layout.radical), (away.logs, layout.logs)):
+        if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True, symlinks=True)
-        shutil.rmtree(folder)
+    if away.scratch is not None and away.scratch.name.startswith(_SCRATCH_PREFIX):
+        shutil.rmtree(away.scratch)
 
 
 def _link_environment(prefix: Path, link: Path) -> None:
@@ -406,7 +464,7 @@ def _pilot_state(manager: Any) -> str | None:
 
 
 class _Signals:
-    """First SIGINT, SIGTERM or SIGHUP: ask the tasks to end and interrupt the main thread. Second: end at once.
+    """First SIGINT, SIGTERM or SIGHUP: ask the tasks to end and interrupt the main thread. Second Ctrl-C: end at once.
 
     A Ctrl-C reaches every process of the terminal's foreground group. SIGINT and SIGHUP are therefore blocked here,
     which agent and tasks inherit; a thread of this process waits for them and interrupts the main thread, as SIGTERM
@@ -417,7 +475,10 @@ class _Signals:
 
     def __init__(self, layout: RunLayout) -> None:
         self.received: list[signal.Signals] = []
+        self.pilot_state: Callable[[], str | None] = lambda: None
+        self.by_radical = False
         self._layout = layout
+        self._pid = os.getpid()
         self._closing = False
         self._interrupting = False
         self._over = threading.Event()
@@ -453,14 +514,23 @@ class _Signals:
                 self._over.wait(0.2)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A fork of the launcher inherits this handler, not its task.
+            os._exit(128 + number)
         if self._interrupting or self._note(signal.Signals(number)):
             self._interrupting = False
             raise KeyboardInterrupt
 
     def _note(self, number: signal.Signals) -> bool:
         """Take a signal in; True where the main thread is to be interrupted."""
+        if not self.received:
+            # RADICAL-Pilot sends itself a SIGTERM when its pilot fails: that was not the user.
+            self.by_radical = number == signal.SIGTERM and self.pilot_state() == "FAILED"
         self.received.append(number)
         self._layout.stop_request.touch()
+        if len(self.received) > 1 and number == signal.SIGTERM:
+            # A batch system, or RADICAL-Pilot after a pilot that the first signal ended: the campaign is closing.
+            return False
         if len(self.received) > 1:
             end_processes(self._layout, grace_s=0.0)
             os._exit(130)
@@ -495,16 +565,14 @@ def end_processes(layout: RunLayout, grace_s: float = _GRACE_S) -> int:
 
 
 def _find_processes(layout: RunLayout) -> list[int]:
-    mark = f"RADICAL_BASE={layout.radical}/".encode()
+    radical = layout.radical.resolve()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            belongs = any((variable + b"/").startswith(mark) for variable in variables)
-            belongs = belongs or _is_orphan(entry, layout)
+            belongs = _works_for(entry, radical) or _is_orphan(entry, radical)
         except (OSError, IndexError):
             # Gone in the meantime, or another user's.
             continue
@@ -513,17 +581,30 @@ def _find_processes(layout: RunLayout) -> list[int]:
     return found
 
 
-def _is_orphan(entry: Path, layout: RunLayout) -> bool:
-    """Whether a process is a fork of a launcher that was killed: it works where that did, and has no parent left.
+def _works_for(entry: Path, radical: Path) -> bool:
+    """Whether a process' environment says that it belongs to the pilot of this folder, by whatever name of it."""
+    for variable in (entry / "environ").read_bytes().split(b"\0"):
+        name, _, value = variable.partition(b"=")
+        if name == b"RADICAL_BASE":
+            return Path(os.fsdecode(value)).resolve().is_relative_to(radical)
+    return False
 
-    Such a process' environment is the launcher's as it was started, before ``RADICAL_BASE`` was set.
+
+def _is_orphan(entry: Path, radical: Path) -> bool:
+    """Whether a process is a fork of a launcher that was killed: the launcher's Python, working where that did.
+
+    Such a process' environment is the launcher's as it was started, before ``RADICAL_BASE`` was set. The forks of a
+    living launcher are left to it.
     """
-    if (entry / "cwd").readlink() != layout.radical.resolve():
+    if (entry / "cwd").readlink() != radical:
         return False
+    program, *arguments = [os.fsdecode(part) for part in (entry / "cmdline").read_bytes().split(b"\0")]
     parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    command = (entry / "cmdline").read_bytes()
-    works_here = parent > 1 and (Path("/proc") / str(parent) / "cwd").readlink() == layout.radical.resolve()
-    return not works_here and any(name in command for name in LAUNCHER_NAMES)
+    is_forked = parent > 1 and (Path("/proc") / str(parent) / "cwd").readlink() == radical
+    is_launcher = Path(program).name.startswith("python") and any(
+        Path(argument).name in LAUNCHER_NAMES for argument in arguments[:3]
+    )
+    return is_launcher and not is_forked
 
 
 def _last_words(layout: RunLayout, n_lines: int = 8) -> str:

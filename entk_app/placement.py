@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, MutableMapping, Sequence
 
+from entk_app.errors import DeviceError
 from entk_app.records import Placement
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ def take_place(environment: MutableMapping[str, str] | None = None) -> Placement
     ----------
     environment : mapping
         Changed in place: ``CUDA_VISIBLE_DEVICES``; None: ``os.environ``.
+
+    Raises
+    ------
+    DeviceError
+        The device is none of the launcher's.
     """
     variables = os.environ if environment is None else environment
     assigned = [part for part in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
@@ -48,6 +54,8 @@ def take_place(environment: MutableMapping[str, str] | None = None) -> Placement
     own = variables.get(DEVICES_VARIABLE)
     if own and assigned:
         names = own.split(",")
+        if max(int(number) for number in assigned) >= len(names):
+            raise DeviceError(f"the task was given GPU {','.join(assigned)}, the launcher had {own} only")
         assigned = [names[int(number)] for number in assigned]
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(assigned)
     return Placement(

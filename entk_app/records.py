@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from entk_app.errors import RecordError
+
+logger = logging.getLogger(__name__)
 
 RecordType = TypeVar("RecordType", bound="Record")
 
@@ -302,7 +305,11 @@ class Deadline(Record):
 
 
 class PilotRecord(Record):
-    """A pilot of the campaign: what was asked for, and its life. ``None``: not yet, or nobody was left to say."""
+    """A pilot of the campaign: what was asked for, and its life. ``None``: not yet, or nobody was left to say.
+
+    ``unix_began`` is from when on it costs: when it was asked for, or when its batch job began. ``radical`` is where
+    RADICAL-Pilot wrote while it ran.
+    """
 
     number: int
     session: str | None
@@ -312,14 +319,11 @@ class PilotRecord(Record):
     gpus: int
     walltime_min: float
     queued: bool
+    radical: str = ""
     unix_submitted: float
+    unix_began: float | None = None
     unix_active: float | None = None
     unix_end: float | None = None
-
-    @property
-    def unix_began(self) -> float | None:
-        """From when on it costs: a pilot in a queue does not."""
-        return self.unix_active if self.queued else self.unix_submitted
 
     @property
     def gpu_hours(self) -> float:
@@ -418,13 +422,35 @@ def read_lines(kind: type[RecordType], path: Path) -> Iterator[RecordType]:
     Raises
     ------
     RecordError
-        A line is not a record of this kind.
+        The file cannot be read, or a line is not a record of this kind.
     """
     if not path.exists():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot read {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
         if line.strip():
             yield _parse(kind, line, f"{path} line {number}")
+
+
+def read_whole_lines(kind: type[RecordType], path: Path) -> list[RecordType]:
+    """The records of a JSON-lines file whose writer may have been killed: a torn last line is taken off the file.
+
+    Nothing follows from a line before it is whole on disk, so that nothing is lost with it.
+
+    Raises
+    ------
+    RecordError
+        The file cannot be read, or a line before the last is not a record of this kind.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    whole, newline, torn = content.rpartition(b"\n")
+    if torn:
+        logger.warning("%s: its last line was cut off and is taken away", path)
+        write_text(path, (whole + newline).decode("utf-8", errors="replace"))
+    return list(read_lines(kind, path))
 
 
 def _parse(kind: type[RecordType], text: str, where: str) -> RecordType:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -22,7 +24,12 @@ from entk_app.batch import Job, find_job
 from entk_app.errors import SettingsError
 from entk_app.settings import ResourceSettings, suggest
 
+logger = logging.getLogger(__name__)
+
 LOCAL = "local.localhost"
+
+#: A device in CUDA_VISIBLE_DEVICES; Slurm of old writes NoDevFiles where there is none.
+_DEVICE = re.compile(r"\d+|GPU-\S+|MIG-\S+")
 
 #: ``system_architecture.gpu`` of a resource whose devices are counted but not there.
 EMULATED = "emulated"
@@ -49,6 +56,8 @@ class Resource:
         Of the whole pilot; cores count hardware threads where the entry's ``smt`` says so.
     node_cores, node_gpus : int
         Of one node.
+    original : dict
+        The entry as it stands in the file.
     schema : str or None
         Access schema.
     submit : bool
@@ -65,7 +74,7 @@ class Resource:
     nodes: int = 1
     schema: str | None = None
     submit: bool = False
-    notes: tuple[str, ...] = field(default=())
+    original: dict[str, Any] = field(default_factory=dict)
 
     @property
     def site(self) -> str:
@@ -103,6 +112,13 @@ class Resource:
     def is_emulated(self) -> bool:
         """Whether its devices are only counted: tasks share this machine, and there is no GPU."""
         return (self.entry.get("system_architecture") or {}).get("gpu") == EMULATED
+
+    @property
+    def agent_config(self) -> Path | None:
+        """The agent's configuration that the entry names, where it stands beside the resource file."""
+        name = self.entry.get("agent_config")
+        path = self.source.with_name(f"agent_{name}.json")
+        return path if isinstance(name, str) and name != "default" and path.is_file() else None
 
     @property
     def is_fork(self) -> bool:
@@ -143,6 +159,8 @@ def read_entries(folders: list[Path]) -> dict[str, tuple[dict[str, Any], Path]]:
         for path in sorted(folder.glob("resource_*.json")):
             site = path.stem.removeprefix("resource_")
             for key, entry in _read_json(path).items():
+                if not isinstance(entry, dict):
+                    raise SettingsError(f"the resource file {path} cannot be read: '{key}' is not an entry {{...}}")
                 entries.setdefault(f"{site}.{key}", (entry, path))
     return entries
 
@@ -188,12 +206,16 @@ def find_resource(
     """
     entries = read_entries(folders if folders is not None else config_folders())
     entry, source = get_entry(settings.label, entries)
-    entry = json.loads(json.dumps(entry))
+    _check_entry(settings.label, entry, source)
+    original, entry = entry, json.loads(json.dumps(entry))
     job = find_job(environment if environment is not None else os.environ)
     _fill_node(entry, settings, job)
     threads = _count_threads(entry)
-    node_cores, node_gpus = int(entry.get("cores_per_node") or 0) * threads, int(entry.get("gpus_per_node") or 0)
-    if not node_cores:
+    # RADICAL-Pilot leaves these out.
+    blocked = [len((entry.get("system_architecture") or {}).get(f"blocked_{what}") or ()) for what in ("cores", "gpus")]
+    node_cores = int(entry.get("cores_per_node") or 0) * threads - blocked[0]
+    node_gpus = int(entry.get("gpus_per_node") or 0) - blocked[1]
+    if node_cores <= 0:
         raise SettingsError(
             f"resource.cores_per_node: {source.name} leaves open how many cores a node of '{settings.label}' has: "
             "give it, and resource.gpus_per_node"
@@ -208,7 +230,8 @@ def find_resource(
             # Not a whole node: others may have the rest of it.
             entry["system_architecture"]["exclusive"] = False
         node_cores, node_gpus = cores, gpus
-        entry["cores_per_node"], entry["gpus_per_node"] = math.ceil(cores / threads), gpus
+        entry["cores_per_node"] = math.ceil((cores + blocked[0]) / threads)
+        entry["gpus_per_node"] = gpus + blocked[1]
     schema = _choose_schema(settings, entry)
     return Resource(
         label=settings.label,
@@ -221,7 +244,19 @@ def find_resource(
         nodes=nodes,
         schema=schema,
         submit=settings.submit,
+        original=original,
     )
+
+
+def keep_resource(resource: Resource, folder: Path) -> None:
+    """Keep a resource's file, and the agent's configuration that it names, with the campaign that uses it."""
+    if resource.source.parent == folder:
+        return
+    folder.mkdir(exist_ok=True)
+    text = json.dumps({resource.key: resource.original}, indent=4)
+    (folder / f"resource_{resource.site}.json").write_text(text + "\n", encoding="utf-8")
+    if resource.agent_config is not None:
+        shutil.copy(resource.agent_config, folder)
 
 
 def check_presence(resource: Resource, environment: Mapping[str, str] | None = None) -> None:
@@ -259,12 +294,38 @@ def count_gpus() -> int:
     """NVIDIA GPUs that this process may use; 0 where there is no driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+        return sum(_DEVICE.fullmatch(part.strip()) is not None for part in visible.split(","))
     command = shutil.which("nvidia-smi")
     if command is None:
         return 0
-    listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("nvidia-smi does not list the GPUs: %s", error)
+        return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+#: Types of what is read of an entry here; RADICAL-Pilot checks the rest.
+_ENTRY_TYPES = {
+    "cores_per_node": int,
+    "gpus_per_node": int,
+    "system_architecture": dict,
+    "schemas": dict,
+    "launch_methods": dict,
+    "resource_manager": str,
+    "default_schema": str,
+}
+
+
+def _check_entry(label: str, entry: dict[str, Any], source: Path) -> None:
+    for key, kind in _ENTRY_TYPES.items():
+        value = entry.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise SettingsError(f"{label} in {source}: {key} = {value!r} must be of type {kind.__name__}")
+    smt = (entry.get("system_architecture") or {}).get("smt", 1)
+    if not isinstance(smt, int) or smt < 1:
+        raise SettingsError(f"{label} in {source}: system_architecture.smt = {smt!r} must be a positive number")
 
 
 def _fill_node(entry: dict[str, Any], settings: ResourceSettings, job: Job | None) -> None:
@@ -287,7 +348,7 @@ def _fill_node(entry: dict[str, Any], settings: ResourceSettings, job: Job | Non
 def _count_nodes(
     entry: dict[str, Any], settings: ResourceSettings, job: Job | None, node_cores: int, node_gpus: int
 ) -> int:
-    if entry.get("resource_manager", "FORK").upper() == "FORK":
+    if (entry.get("resource_manager") or "FORK").upper() == "FORK":
         return 1
     if settings.cores is None and settings.gpus is None:
         return (job.nodes if job is not None and not settings.submit else None) or 1
@@ -306,7 +367,7 @@ def _check_size(
     node_gpus: int,
 ) -> None:
     label = settings.label
-    one_node = entry.get("resource_manager", "FORK").upper() == "FORK"
+    one_node = (entry.get("resource_manager") or "FORK").upper() == "FORK"
     if one_node and nodes > 1 and (entry.get("system_architecture") or {}).get("gpu") != EMULATED:
         raise SettingsError(f"resource.nodes = {nodes}: {label} is one node")
     for key, asked, of_node, what in (("cores", cores, node_cores, "cores"), ("gpus", gpus, node_gpus, "GPUs")):
@@ -357,6 +418,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         # RADICAL's JSON has comment lines.
         lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-        return dict(json.loads("\n".join(lines)))
+        content = json.loads("\n".join(lines))
+        if not isinstance(content, dict):
+            raise ValueError("it must hold {name: entry}")
+        return content
     except (OSError, ValueError) as error:
         raise SettingsError(f"the resource file {path} cannot be read: {error}") from None

@@ -27,8 +27,8 @@ _PACKAGES = (
 _CHANGEABLE = ("train", "analyse", "steering", "stop", "resource", "simulate.platform")
 
 
-#: What the command line of a launcher has in it.
-LAUNCHER_NAMES = (b"app.py", b"entk-app", b"entk_app")
+#: What the command line of a launcher names: ``python app.py``, ``entk-app``, ``python -m entk_app``.
+LAUNCHER_NAMES = ("app.py", "entk-app", "entk_app", "__main__.py")
 
 #: Reasons for which a campaign stops with something left to do.
 CUT_OFF = ("walltime", "interrupted")
@@ -126,11 +126,12 @@ def claim_run_folder(layout: RunLayout) -> None:
     """
     try:
         host, pid = layout.lock.read_text(encoding="utf-8").split()
-        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes() if host == platform.node() else b""
+        command = Path(f"/proc/{int(pid)}/cmdline").read_text() if host == platform.node() else ""
     except (OSError, ValueError):
         # No lock, or no process of that number.
-        command = b""
-    if command and int(pid) != os.getpid() and any(name in command for name in LAUNCHER_NAMES):
+        command = ""
+    named = [Path(part).name for part in command.split("\0")[:4]]
+    if any(name in named for name in LAUNCHER_NAMES) and int(pid) != os.getpid():
         raise RunFolderError(f"the campaign in {layout.root} is still run by process {pid} on this host: stop it first")
     for path in (layout.stop_request, layout.deadline):
         path.unlink(missing_ok=True)

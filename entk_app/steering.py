@@ -139,7 +139,10 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
             )
             for number, action in enumerate(ended)
         )
-        actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed)
+        # A campaign that goes on with a larger pilot.
+        n_more = max(0, slots.total - len(going_on) - len(renewed))
+        more = _fill_slots(n_more, (), first_id + len(renewed))
+        actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed, *more)
         return _decision(history, "simulate", reason, actions)
     if not slots.is_split:
         return _decision(history, "learn", "train the models and look for outliers", ended)
@@ -263,7 +266,7 @@ def _fill_slots(count: int, candidates: Sequence[Outlier], first_id: int) -> lis
                 )
             )
         else:
-            reason = "no outlier is left: from the initial structure"
+            reason = "no outlier to start from: from the initial structure"
             starts.append(Action(kind="start", simulation=number, reason=reason))
     return starts
 

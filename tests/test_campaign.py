@@ -12,7 +12,7 @@ from conftest import prepare, tiny_settings
 
 from entk_app import campaign as campaign_module
 from entk_app.campaign import Campaign
-from entk_app.errors import RunFolderError
+from entk_app.errors import RecordError, RunFolderError
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
 from entk_app.records import (
@@ -397,3 +397,85 @@ def test_a_training_that_dies_with_its_job_has_not_failed(tmp_path, monkeypatch)
     campaign.find_deadline = lambda: Deadline(end_by_unix=time.time() - 1.0, limit="walltime")
     summary = run_campaign(campaign)
     assert (summary.stop_reason, summary.n_failed_tasks) == ("walltime", 0)
+
+
+def test_a_campaign_whose_launcher_died_while_it_wrote_a_decision_goes_on(tmp_path, tiny_campaign, kill_after):
+    campaign = prepare(tmp_path / "run", tiny_settings(), cores=3)
+    layout = campaign.layout
+    kill_after(6)
+    with pytest.raises(Killed):
+        run_campaign(campaign)
+    kill_after(1000)
+    # As if the last decision had been torn, and before that the records of what it starts had not been written.
+    whole = layout.decisions.read_bytes()
+    layout.decisions.write_bytes(whole[:-40])
+    for path in layout.simulations.glob("*/simulation.json"):
+        path.unlink()
+    again = Campaign(layout, campaign.settings, campaign.machine)
+    assert run_campaign(again).stop_reason == "max_iterations"
+    assert what_was_decided(layout) == what_was_decided(tiny_campaign.layout)
+    assert len(list(layout.simulations.glob("*/simulation.json"))) == len(list(layout.simulations.iterdir()))
+
+
+def test_in_a_split_a_resumed_iteration_trains_its_models_on_the_same_frames(tmp_path, kill_after):
+    settings = tiny_settings("train.latent_dims=[3,4]", "stop.max_iterations=1")
+    campaign = prepare(tmp_path / "run", settings, cores=8, gpus=8)
+    assert campaign.machine.slots == Slots(total=8, simulate=6, learn=2)
+    kill_after(8 + 6 + 1)  # the first of two trainings is done
+    with pytest.raises(Killed):
+        run_campaign(campaign)
+    kill_after(1000)
+    run_campaign(Campaign(campaign.layout, campaign.settings, campaign.machine))
+    models = [read_record(ModelRecord, campaign.layout.model(2, dim).record) for dim in (3, 4)]
+    assert len({model.n_train_frames + model.n_held_out_frames for model in models}) == 1
+    assert models[0].n_train_frames + models[0].n_held_out_frames == 8 * 15
+
+
+def test_an_unreadable_campaign_is_left_as_it_is(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign.start()
+    campaign.layout.decisions.write_text("nonsense\n" + campaign.layout.decisions.read_text())
+    before = campaign.layout.decisions.read_bytes()
+    again = Campaign(campaign.layout, campaign.settings, campaign.machine)
+    with pytest.raises(RecordError, match="line 1"):
+        again.resume()
+    again.end("failed", "must not be recorded")
+    assert campaign.layout.decisions.read_bytes() == before
+
+
+def test_a_campaign_that_goes_on_with_a_larger_pilot_fills_it_in_the_initial_phase(tmp_path):
+    settings = tiny_settings("steering.initial_frames=1000")
+    campaign = prepare(tmp_path / "run", settings, cores=2)
+    campaign.start()
+    for task in campaign.stage.tasks:
+        run_task(task.kind, campaign.layout.root, task.order)
+    larger = prepare(tmp_path / "other", settings, cores=5).machine
+    again = Campaign(campaign.layout, settings, larger)
+    stage = again.resume()
+    assert len(stage.tasks) == 5
+
+
+def test_the_time_is_looked_at_after_a_training_too(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    stage = campaign.start()
+    while stage.kind != "train":
+        for task in stage.tasks:
+            run_task(task.kind, campaign.layout.root, task.order)
+        stage = campaign.advance()
+    for task in stage.tasks:
+        run_task(task.kind, campaign.layout.root, task.order)
+    campaign.limit_time(Deadline(end_by_unix=time.time() - 1, limit="budget"))
+    assert campaign.advance() is None
+    assert campaign.final_decision.stop_reason == "budget"
+
+
+def test_waiting_in_a_queue_is_no_part_of_a_stages_time(tmp_path):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign.start()
+    campaign._stage_began -= 7200
+    campaign.note_pilot_active()
+    campaign.limit_time(Deadline(end_by_unix=time.time() + 3600, limit="walltime"))
+    for task in campaign.stage.tasks:
+        run_task(task.kind, campaign.layout.root, task.order)
+    campaign.advance()
+    assert campaign._durations["simulate"] < 600

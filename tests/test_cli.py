@@ -149,6 +149,7 @@ def test_a_campaign_that_fails_is_exit_1_with_a_summary(tmp_path, monkeypatch, c
     from entk_app.errors import CampaignFailed
 
     def fail(campaign, resource):
+        campaign.start()
         campaign.end("failed", "the pilot died")
         raise CampaignFailed("the campaign failed: the pilot died")
 
@@ -157,6 +158,35 @@ def test_a_campaign_that_fails_is_exit_1_with_a_summary(tmp_path, monkeypatch, c
     assert cli.main_run([]) == 1
     assert "the pilot died" in capsys.readouterr().err
     assert '"stop_reason": "failed"' in (tmp_path / "runs" / "villin-quick-001" / "summary.json").read_text()
+
+
+def test_a_campaign_that_did_not_begin_leaves_no_summary(tmp_path, monkeypatch, capsys):
+    import entk_app.pilot
+    from entk_app.errors import RunFolderError
+
+    def refuse(campaign, resource):
+        raise RunFolderError("it cannot go on")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", refuse)
+    assert cli.main_run([]) == 2
+    assert "it cannot go on" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/summary.json"))
+
+
+def test_a_resumed_campaign_finds_its_resource_in_its_own_folder(tmp_path, monkeypatch, capsys):
+    import entk_app.pilot
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource: campaign.start())
+    entry = {"cores_per_node": 4, "fake_resources": True, "system_architecture": {"gpu": "emulated"}}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "resource_my.json").write_text(json.dumps({"node": entry}))
+    options = ["--resource", "my.node", "--resource-configs", "mine", "--run-dir", "run"]
+    assert cli.main_run(options) == 0
+    (tmp_path / "mine" / "resource_my.json").unlink()
+    assert cli.main_run(["--resume", "run"]) == 0
+    assert "my.node: 4 cores" in capsys.readouterr().out
 
 
 def test_what_may_surprise_is_said_before_the_start(tmp_path, monkeypatch, capsys):

@@ -54,6 +54,13 @@ def test_all_cores_of_a_gpu_node_are_given_out_and_no_more(cores, gpus):
         assert max(machine.slot_cores) - min(machine.slot_cores) <= 1
 
 
+def test_a_training_of_many_cores_fits_a_node():
+    asked = build_settings(
+        {"simulate": {"segment_ns": 1}, "resource": {"md_slots": 2}, "train": {"latent_dims": [3]}},
+    )
+    assert divide_machine(asked, 16, 0, nodes=2).training_cores(0) == 8
+
+
 @given(cores=st.integers(1, 200), gpus=st.integers(0, 9), nodes=st.integers(2, 5))
 def test_no_task_exceeds_a_node_of_several(cores, gpus, nodes):
     machine = divide_machine(settings(), nodes * cores, nodes * gpus, nodes)
@@ -85,3 +92,8 @@ def test_trainings_share_the_cores_of_a_node_without_gpus():
 def test_more_slots_than_there_are_is_refused(asked, cores, gpus, words):
     with pytest.raises(SettingsError, match=words):
         divide_machine(settings(**asked), cores, gpus)
+
+
+def test_gpus_that_do_not_divide_among_nodes_are_refused():
+    with pytest.raises(SettingsError, match="resource.gpus = 3: divided among 2 nodes"):
+        divide_machine(settings(), 64, 3, nodes=2)

@@ -135,6 +135,41 @@ def test_a_signal_asks_the_tasks_to_end_and_interrupts_the_main_thread(tmp_path,
     assert layout.stop_request.exists()
 
 
+def test_a_fork_of_the_launcher_that_is_ended_asks_nobody_to_stop(tmp_path):
+    import multiprocessing
+
+    layout = RunLayout(tmp_path)
+    with pilot._Signals(layout):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        time.sleep(0.3)
+        child.terminate()
+        child.join(10)
+    assert child.exitcode in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert not layout.stop_request.exists()
+
+
+def test_a_second_sigterm_is_not_a_second_ctrl_c(tmp_path):
+    # RADICAL-Pilot sends one when its pilot fails, which the first one may have caused.
+    signals = pilot._Signals(RunLayout(tmp_path))
+    with signals:
+        signals.only_note()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+    assert set(signals.received) == {signal.SIGTERM}
+
+
+def test_radicals_own_sigterm_is_known_by_the_failed_pilot(tmp_path):
+    for state, by_radical in (("FAILED", True), ("PMGR_ACTIVE", False), (None, False)):
+        signals = pilot._Signals(RunLayout(tmp_path))
+        signals.pilot_state = lambda state=state: state
+        with pytest.raises(KeyboardInterrupt), signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        assert signals.by_radical is by_radical
+
+
 def test_while_the_campaign_is_closed_a_first_signal_is_only_noted(tmp_path):
     signals = pilot._Signals(RunLayout(tmp_path))
     with signals:
@@ -169,11 +204,11 @@ def pilot_log(layout, **stop):
 def test_a_pilots_life_is_kept_and_the_next_one_has_the_next_number(tmp_path):
     layout = RunLayout(tmp_path)
     first = pilot_log(layout)
-    first.begin()
+    first.begin(layout)
     first.update(unix_active=time.time(), session="re.session.1")
     first.end()
     second = pilot_log(layout)
-    second.begin()
+    second.begin(layout)
     records = list(read_lines(PilotRecord, layout.pilots))
     assert [record.number for record in records] == [0, 1] and second.number == 1
     assert (records[0].session, records[0].gpus, records[0].cores) == ("re.session.1", 16, 96)
@@ -183,14 +218,14 @@ def test_a_pilots_life_is_kept_and_the_next_one_has_the_next_number(tmp_path):
 def test_a_pilot_whose_launcher_was_killed_ended_with_its_last_sign_of_life(tmp_path):
     layout = RunLayout(tmp_path)
     first = pilot_log(layout)
-    first.begin()
+    first.begin(layout)
     first.update(session="re.session.1")
     profile = layout.radical / "radical.pilot.sandbox" / "re.session.1" / "pilot.0000" / "agent_0.prof"
     profile.parent.mkdir(parents=True)
     profile.write_text("")
     began = next(read_lines(PilotRecord, layout.pilots)).unix_submitted
     os.utime(profile, (began + 225, began + 225))
-    pilot_log(layout).begin()
+    pilot_log(layout).begin(layout)
     record = next(read_lines(PilotRecord, layout.pilots))
     assert record.unix_end == pytest.approx(began + 225)
     assert record.gpu_hours == pytest.approx(16 * 225 / 3600)
@@ -203,7 +238,7 @@ def test_the_deadline_is_the_nearest_of_walltime_job_and_budget(tmp_path, monkey
 
     def find(**stop):
         log = pilot_log(layout, **stop)
-        log.add()
+        log.add(layout)
         return log.find_deadline()
 
     walltime = find()
@@ -218,15 +253,15 @@ def test_the_deadline_is_the_nearest_of_walltime_job_and_budget(tmp_path, monkey
 def test_earlier_pilots_count_towards_the_budget(tmp_path):
     layout = RunLayout(tmp_path)
     first = pilot_log(layout)
-    first.begin()
-    first.update(unix_submitted=time.time() - 450)  # 2 GPU-hours
+    first.begin(layout)
+    first.update(unix_began=time.time() - 450)  # 2 GPU-hours
     first.end()
     settings = tiny_settings("stop.budget_gpu_hours=1.9", "resource.walltime_min=30")
     with pytest.raises(SettingsError, match="no budget is left"):
         pilot.check_time_left(layout, settings, find_resource(DGX2))
     assert len(list(read_lines(PilotRecord, layout.pilots))) == 1  # nothing was begun
     log = pilot_log(layout, budget_gpu_hours=2.4)
-    log.add()
+    log.add(layout)
     assert log.find_deadline().end_by_unix == pytest.approx(time.time() + 0.4 * 225 * 0.9, abs=5)
 
 
@@ -235,6 +270,69 @@ def test_a_budget_of_gpu_hours_needs_gpus(tmp_path):
     with pytest.raises(SettingsError, match="local.dgx2_emulated has no GPU"):
         resource = find_resource(ResourceSettings(label="local.dgx2_emulated", gpus=0))
         pilot.check_time_left(RunLayout(tmp_path), settings, resource)
+
+
+def test_what_a_killed_pilot_left_in_its_scratch_folder_comes_home(tmp_path):
+    layout, away = RunLayout(tmp_path / "run"), tmp_path / "scratch" / "entk-app-abc"
+    (away / "radical" / "radical.pilot.sandbox" / "re.session.9").mkdir(parents=True)
+    (away / "logs" / "tasks").mkdir(parents=True)
+    layout.root.mkdir()
+    first = pilot_log(layout)
+    first.begin(RunLayout(layout.root, scratch=away))
+    first.update(session="re.session.9")
+    left = sleeper(away / "radical" / "radical.pilot.sandbox")
+    try:
+        pilot_log(layout).close_earlier()
+        assert left.wait(timeout=5) != 0
+    finally:
+        left.kill()
+        left.wait()
+    assert (layout.radical / "radical.pilot.sandbox" / "re.session.9").is_dir()
+    assert (layout.logs / "tasks").is_dir()
+    assert not away.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "orphan"),
+    [
+        (["-c", "import time; time.sleep(60)", "app.py"], True),
+        (["-c", "import time; time.sleep(60)", "notes/entk-app.txt"], False),
+        (["-c", "import time; time.sleep(60)"], False),
+    ],
+)
+def test_only_a_launchers_fork_is_taken_for_one(tmp_path, command, orphan):
+    layout = RunLayout(tmp_path)
+    layout.radical.mkdir()
+    process = subprocess.Popen([sys.executable, *command], cwd=layout.radical)
+    try:
+        time.sleep(0.3)
+        assert (process.pid in pilot._find_processes(layout)) is orphan
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_folder_by_another_name_is_the_same(tmp_path):
+    layout = RunLayout(tmp_path / "run")
+    layout.radical.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(layout.root)
+    process = sleeper(tmp_path / "link" / "radical" / "radical.pilot.sandbox")
+    try:
+        assert process.pid in pilot._find_processes(layout)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_queued_pilots_time_begins_with_its_job(tmp_path):
+    layout = RunLayout(tmp_path)
+    folder = layout.radical / "radical.pilot.sandbox" / "s" / "pilot.0000"
+    folder.mkdir(parents=True)
+    (folder / "bootstrap_0.prof").write_text(
+        "#time,event,comp,thread,uid,state,msg\n1790000000.5,bootstrap_0_start,bootstrap_0,MainThread,pilot.0000,,\n"
+    )
+    assert pilot._find_bootstrap(layout, "s") == 1790000000.5
+    assert pilot._find_bootstrap(layout, "other") == pytest.approx(time.time(), abs=5)
 
 
 def test_a_scratch_folder_takes_what_radical_writes_until_the_end(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entk_app import placement
+from entk_app.errors import DeviceError
 
 
 @given(cores=st.integers(1, 200), gpus=st.integers(1, 16))
@@ -39,6 +40,11 @@ def test_device_numbers_become_the_launchers_own(own, assigned, expected):
     place = placement.take_place(variables)
     assert variables["CUDA_VISIBLE_DEVICES"] == expected
     assert place.device == (expected or None)
+
+
+def test_a_device_that_the_launcher_had_not_is_an_error():
+    with pytest.raises(DeviceError, match="given GPU 3, the launcher had 4,5 only"):
+        placement.take_place({"ENTK_APP_DEVICES": "4,5", "CUDA_VISIBLE_DEVICES": "3"})
 
 
 def test_an_emulated_node_has_the_cores_that_it_pretends(monkeypatch):

@@ -17,6 +17,7 @@ from entk_app.records import (
     order_by_rmsd,
     read_lines,
     read_record,
+    read_whole_lines,
     write_record,
 )
 
@@ -77,3 +78,27 @@ def test_outliers_are_ordered_by_rmsd_then_isolation():
 
     ordered = order_by_rmsd([outlier(1, None, 9.0), outlier(2, 4.0, 2.0), outlier(3, 4.0, 3.0), outlier(4, 1.0, 1.1)])
     assert [o.frame.frame for o in ordered] == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("torn", ['{"index": 1, "itera', '{"index"', "\u00e9"])
+def test_a_torn_last_line_is_taken_away_and_the_rest_kept(tmp_path, torn):
+    path = tmp_path / "decisions.jsonl"
+    first = Decision(index=0, iteration=1, next="simulate", reason="r")
+    append_record(path, first)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn.encode()[:-1])
+    assert read_whole_lines(Decision, path) == [first]
+    assert path.read_bytes() == whole
+    append_record(path, first.model_copy(update={"index": 1}))
+    assert [d.index for d in read_lines(Decision, path)] == [0, 1]
+
+
+def test_a_broken_line_before_the_last_is_an_error(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    path.write_text("{}\n")
+    append_record(path, Decision(index=0, iteration=1, next="simulate", reason="r"))
+    with pytest.raises(RecordError, match="line 1 is not a whole Decision"):
+        read_whole_lines(Decision, path)
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(RecordError, match="cannot read"):
+        list(read_lines(Decision, path))

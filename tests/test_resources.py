@@ -13,7 +13,7 @@ import pytest
 from conftest import CHECKOUT
 
 from entk_app.errors import SettingsError
-from entk_app.resources import check_presence, config_folders, count_gpus, find_resource, read_entries
+from entk_app.resources import check_presence, config_folders, count_gpus, find_resource, keep_resource, read_entries
 from entk_app.settings import ResourceSettings
 
 
@@ -219,7 +219,59 @@ def test_a_broken_file_is_named(tmp_path):
         read_entries([tmp_path])
 
 
-@pytest.mark.parametrize(("visible", "expected"), [("", 0), ("0,1,3", 3), ("-1", 0), ("GPU-abc", 1)])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1, 2]", "it must hold {name: entry}"),
+        ('{"a": null}', "'a' is not an entry"),
+        ('{"a": {"cores_per_node": "many"}}', "cores_per_node = 'many' must be of type int"),
+        ('{"a": {"cores_per_node": 4, "system_architecture": "x"}}', "system_architecture = 'x' must be of type dict"),
+        ('{"a": {"cores_per_node": 4, "system_architecture": {"smt": "two"}}}', "smt = 'two'"),
+        ('{"a": {"cores_per_node": 4, "resource_manager": ["FORK"]}}', "resource_manager = ['FORK'] must be of type"),
+    ],
+)
+def test_odd_content_of_a_file_is_a_sentence(tmp_path, content, words):
+    (tmp_path / "resource_bad.json").write_text(content)
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        find_resource(ResourceSettings(label="bad.a"), [tmp_path])
+
+
+def test_null_in_a_file_is_as_if_it_were_not_there(tmp_path):
+    (tmp_path / "resource_ok.json").write_text('{"a": {"cores_per_node": 4, "gpus_per_node": null, "schemas": null}}')
+    resource = find_resource(ResourceSettings(label="ok.a"), [tmp_path])
+    assert (resource.cores, resource.gpus, resource.manager) == (4, 0, "FORK")
+
+
+def test_cores_that_radical_blocks_are_not_asked_for(tmp_path):
+    entry = {
+        "cores_per_node": 64, "gpus_per_node": 8, "resource_manager": "SLURM",
+        "system_architecture": {"smt": 2, "blocked_cores": [0, 8, 16, 24], "blocked_gpus": [7]},
+    }  # fmt: skip
+    (tmp_path / "resource_x.json").write_text(json.dumps({"y": entry}))
+    resource = find_resource(ResourceSettings(label="x.y"), [tmp_path], environment={})
+    assert (resource.nodes, resource.cores, resource.gpus) == (1, 124, 7)
+    assert (resource.entry["cores_per_node"], resource.entry["gpus_per_node"]) == (64, 8)
+
+
+def test_a_campaigns_resource_is_kept_with_it(tmp_path):
+    entry = {"cores_per_node": 4, "gpus_per_node": 2, "agent_config": "lean"}
+    source, kept = tmp_path / "mine", tmp_path / "run"
+    source.mkdir()
+    (source / "resource_my.json").write_text(json.dumps({"node": entry, "other": {}}))
+    (source / "agent_lean.json").write_text("{}")
+    resource = find_resource(ResourceSettings(label="my.node", gpus=1), [source])
+    keep_resource(resource, kept)
+    assert json.loads((kept / "resource_my.json").read_text()) == {"node": entry}
+    assert (kept / "agent_lean.json").exists()
+    again = find_resource(ResourceSettings(label="my.node"), [kept])
+    assert again.gpus == 2
+    keep_resource(again, kept)  # already there
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [("", 0), ("0,1,3", 3), ("-1", 0), ("GPU-abc", 1), ("MIG-1,MIG-2", 2), ("NoDevFiles", 0)],
+)
 def test_visible_devices_are_counted(monkeypatch, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_gpus() == expected

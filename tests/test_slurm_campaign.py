@@ -92,10 +92,10 @@ def test_a_pilot_queued_from_a_login_node_runs_a_campaign(slurm, tmp_path, monke
     assert finished.left == find_processes(tmp_path) == {}
     check_finished(tmp_path / "run")
     pilot = json.loads((tmp_path / "run" / "pilots.jsonl").read_text())
-    assert pilot["queued"] and pilot["unix_submitted"] < pilot["unix_active"]
-    # Its time began when it did, not when it was queued.
+    assert pilot["queued"] and pilot["unix_submitted"] < pilot["unix_began"] < pilot["unix_active"]
+    # Its time began with its job, not when that was queued.
     limit = json.loads((tmp_path / "run" / "deadline.json").read_text())
-    assert limit["end_by_unix"] == pytest.approx(pilot["unix_active"] + 600 - 60, abs=2)
+    assert limit["end_by_unix"] == pytest.approx(pilot["unix_began"] + 600 - 60, abs=2)
     slurm.wait_until(lambda: not slurm.jobs(), timeout_s=60)
     check_accounting(tmp_path / "run")
 

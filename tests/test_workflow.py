@@ -145,6 +145,12 @@ def test_devices_that_slurm_gives_are_left_alone(tmp_path):
     assert not {"ENTK_APP_DEVICES", "ENTK_APP_NODE_GPUS", "CUDA_VISIBLE_DEVICES"} & set(given)
 
 
+def test_the_login_nodes_devices_are_not_those_of_a_queued_pilot(tmp_path):
+    queued = find_resource(ResourceSettings(label="ornl.dgx2", submit=True))
+    given = build_environment({"CUDA_VISIBLE_DEVICES": "0"}, task_spec(gpus=1), tmp_path, queued)
+    assert "ENTK_APP_DEVICES" not in given
+
+
 def test_an_emulated_device_is_not_looked_up_among_real_ones(tmp_path):
     given = build_environment({"CUDA_VISIBLE_DEVICES": "0"}, task_spec(gpus=1), tmp_path, EMULATED)
     assert given["ENTK_APP_EMULATED_CORES"] == "96"
