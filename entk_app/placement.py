@@ -59,7 +59,8 @@ def take_place(environment: MutableMapping[str, str] | None = None) -> Placement
         assigned = [names[int(number)] for number in assigned]
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(assigned)
     return Placement(
-        host=platform.node(),
+        # Slurm's name of the node, where a task is one of its steps.
+        host=variables.get("SLURMD_NODENAME") or platform.node(),
         task=variables.get("RP_TASK_ID"),
         session=variables.get("RP_SESSION_ID"),
         devices=tuple(name_devices(assigned, variables, look_up=not emulated)),
