@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from conftest import CHECKOUT
@@ -167,6 +168,25 @@ def test_radical_pilot_reads_every_file(tmp_path):
     assert read["ornl.dgx2:slurm"] == [48, 16, "slurm://localhost/"]
     assert read["local.dgx2_emulated:local"] == [48, 16, "fork://localhost/"]
     assert read["lsf.cluster:batch"][2] == "lsf://localhost/"
+
+
+def test_a_wheel_carries_every_file(tmp_path):
+    pytest.importorskip("setuptools", reason="a wheel is built without the network")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, copy)
+    for name in ("entk_app", "resource_configs"):
+        shutil.copytree(CHECKOUT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *command, str(copy)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("entk_app/resource_configs/")}
+    assert names == {f"entk_app/resource_configs/{path.name}" for path in (CHECKOUT / "resource_configs").iterdir()}
 
 
 def test_every_shipped_label_is_found_or_refused_in_words():
