@@ -56,7 +56,7 @@ def test_a_time_without_a_zone_is_local():
 
 def test_the_end_that_a_script_hands_on_comes_first(tmp_path):
     squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho 1790000000\n")
+    squeue.write_text("#!/bin/sh\n[ \"$SLURM_TIME_FORMAT\" = %s ] && echo 1790000000 || echo yesterday\n")
     squeue.chmod(0o755)
     in_job = {"SLURM_JOB_ID": "5", "PATH": str(tmp_path)}
     assert find_end_unix(in_job) == 1.79e9
