@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +42,15 @@ def run_task(kind: str, run: Path, order: Path) -> None:
     import_module(f"entk_app.tasks.{kind}").run(RunLayout(run), order, placement)
 
 
+#: Set by a SIGTERM: a batch system sends one some seconds before it kills.
+_terminated = threading.Event()
+
+
+def end_in_order_on_sigterm() -> None:
+    """Let a SIGTERM end this process' task as a stop request does: it keeps what it has."""
+    signal.signal(signal.SIGTERM, lambda number, frame: _terminated.set())
+
+
 class Stopper:
     """Says when a task is to end in order, and why: asked to, or out of the pilot's time. Cheap to ask often.
 
@@ -51,7 +62,7 @@ class Stopper:
         self._deadline: Deadline | None = None
 
     def __call__(self) -> Literal["stop_request", "walltime", "budget"] | None:
-        if self._layout.stop_request.exists():
+        if _terminated.is_set() or self._layout.stop_request.exists():
             return "stop_request"
         if self._deadline is None and self._layout.deadline.exists():
             self._deadline = read_record(Deadline, self._layout.deadline)

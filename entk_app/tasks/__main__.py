@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from entk_app.errors import EntkAppError
-from entk_app.tasks import run_task
+from entk_app.tasks import end_in_order_on_sigterm, run_task
 
 logger = logging.getLogger("entk_app.tasks")
 
@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     kind, run, order = arguments
+    if kind == "simulate":
+        # It looks for requests every second; a training would go on to the end of its epoch.
+        end_in_order_on_sigterm()
     try:
         run_task(kind, Path(run), Path(order))
     except EntkAppError as error:
