@@ -336,6 +336,14 @@ class Campaign:
                 simulation, segments=(*simulation.segments, record), failures=0
             )
 
+    def _note_failure(self, task: str, error: RecordError) -> None:
+        """Count a task that published nothing as failed, unless it was cut off with its pilot."""
+        if self.is_over:
+            logger.info("%s was cut off", task)
+            return
+        self.n_failed_tasks += 1
+        logger.warning("%s failed: %s", task, error)
+
     def _collect_models(self) -> int:
         """Take the iteration's models in; returns how many there are."""
         n_trained = 0
@@ -347,16 +355,14 @@ class Campaign:
                 n_trained += 1
             except RecordError as error:
                 # The last good model of this size goes on serving.
-                self.n_failed_tasks += not self.is_over
-                logger.warning("training of latent size %d failed: %s", latent_dim, error)
+                self._note_failure(f"training of latent size {latent_dim}", error)
         return n_trained
 
     def _collect_analysis(self) -> AnalysisRecord | None:
         try:
             analysis = read_record(AnalysisRecord, self.layout.analysis(self.iteration))
         except RecordError as error:
-            self.n_failed_tasks += not self.is_over
-            logger.warning("analysis of iteration %d failed: %s", self.iteration, error)
+            self._note_failure(f"analysis of iteration {self.iteration}", error)
             return None
         self._outliers.update(outlier.frame.key for outlier in analysis.outliers)
         return analysis

@@ -328,7 +328,7 @@ class PilotLog:
         """When tasks end in order, for the pilot to be closed within its walltime, the job's and the budget."""
         record = self._records[-1]
         minutes = record.walltime_min
-        closing = _closing_seconds(minutes)
+        closing = _closing_seconds(60.0 * minutes)
         began = record.unix_submitted if record.unix_began is None else record.unix_began
         limits = [Deadline(end_by_unix=began + 60.0 * minutes - closing, limit="walltime")]
         job_end = None if record.queued else find_end_unix(os.environ)
@@ -338,7 +338,7 @@ class PilotLog:
         if budget is not None:
             left = budget - sum(earlier.gpu_hours for earlier in self._records[:-1])
             seconds = 3600.0 * left / record.gpus
-            limits.append(Deadline(end_by_unix=began + seconds - min(closing, 0.1 * seconds), limit="budget"))
+            limits.append(Deadline(end_by_unix=began + seconds - _closing_seconds(seconds), limit="budget"))
         return min(limits, key=lambda deadline: deadline.end_by_unix)
 
     def _close(self, record: PilotRecord) -> PilotRecord:
@@ -393,9 +393,12 @@ def _find_bootstrap(layout: RunLayout, session: str) -> float:
     return min(starts, default=time.time())
 
 
-def _closing_seconds(walltime_min: float) -> float:
-    """Time kept at the end of the walltime to close files and the pilot."""
-    return min(60.0, 0.1 * walltime_min * 60.0)
+def _closing_seconds(seconds: float) -> float:
+    """Time kept at the end of so many seconds for tasks to notice, close their files, and the pilot to go.
+
+    A pilot takes 10 to 20 s to go, whatever its walltime; of a short one at most a half is kept.
+    """
+    return min(60.0, max(20.0, 0.1 * seconds), 0.5 * seconds)
 
 
 @contextmanager

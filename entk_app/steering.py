@@ -325,6 +325,8 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
         )
     if stop.max_time_us is not None and history.time_us >= stop.max_time_us * (1 - 1e-9):
         return _stop(history, "max_time", f"{history.time_us:.6g} µs simulated, stop.max_time_us reached")
+    if history.seconds_left <= 0:
+        return _stop(history, history.limit, f"the {history.limit} is used up; what was running was ended in order")
     if history.seconds_left < history.seconds_needed:
         return _stop(
             history,

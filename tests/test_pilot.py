@@ -243,11 +243,18 @@ def test_the_deadline_is_the_nearest_of_walltime_job_and_budget(tmp_path, monkey
 
     walltime = find()
     assert (walltime.limit, walltime.end_by_unix) == ("walltime", pytest.approx(now + 29 * 60, abs=5))
-    # 16 GPUs use 1.6 GPU-hours in six minutes; a tenth of the time is kept to close the pilot, a minute at most.
+    # 16 GPUs use 1.6 GPU-hours in six minutes; a tenth of the time is kept to close the pilot.
     budget = find(budget_gpu_hours=1.6)
     assert (budget.limit, budget.end_by_unix) == ("budget", pytest.approx(now + 360 - 36, abs=5))
     monkeypatch.setenv("ENTK_APP_JOB_END", str(int(now + 600)))
     assert find().end_by_unix == pytest.approx(now + 540, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"), [(86400, 60), (600, 60), (360, 36), (100, 20), (60, 20), (30, 15), (0, 0)]
+)
+def test_time_is_kept_for_a_pilot_to_close(seconds, kept):
+    assert pilot._closing_seconds(seconds) == pytest.approx(kept)
 
 
 def test_earlier_pilots_count_towards_the_budget(tmp_path):
@@ -262,7 +269,7 @@ def test_earlier_pilots_count_towards_the_budget(tmp_path):
     assert len(list(read_lines(PilotRecord, layout.pilots))) == 1  # nothing was begun
     log = pilot_log(layout, budget_gpu_hours=2.4)
     log.add(layout)
-    assert log.find_deadline().end_by_unix == pytest.approx(time.time() + 0.4 * 225 * 0.9, abs=5)
+    assert log.find_deadline().end_by_unix == pytest.approx(time.time() + 0.4 * 225 - 20, abs=5)
 
 
 def test_a_budget_of_gpu_hours_needs_gpus(tmp_path):

@@ -209,6 +209,8 @@ def test_the_budget_ends_a_campaign_under_its_own_name():
     past = History(iteration=1, simulations=(simulation(0, 20),), seconds_left=1.0, seconds_needed=2.0, limit="budget")
     decision = steering.decide_after_simulate(past, settings(), SLOTS)
     assert (decision.stop_reason, "of budget left" in decision.reason) == ("budget", True)
+    over = History(iteration=1, simulations=(simulation(0, 20),), seconds_left=-3.0, limit="budget")
+    assert steering.find_stop(over, settings()).reason.startswith("the budget is used up")
 
 
 SPLIT = Slots(total=4, simulate=3, learn=1)

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from entk_app.errors import EntkAppError
+from entk_app.errors import EntkAppError, Interrupted
 from entk_app.layout import RunLayout
 from entk_app.placement import take_place
 from entk_app.records import Deadline, read_record
@@ -33,13 +33,23 @@ def run_task(kind: str, run: Path, order: Path) -> None:
         Run folder.
     order : Path
         The task's order, written by the campaign.
+
+    Raises
+    ------
+    Interrupted
+        The campaign is being ended.
     """
     if kind not in KINDS:
         raise EntkAppError(f"there is no task kind '{kind}'; there are: {', '.join(KINDS)}")
     # Before the task's module imports a GPU library.
     placement = take_place()
     logger.info("on %s, device %s, cores %s", placement.host, placement.device, placement.cores)
-    import_module(f"entk_app.tasks.{kind}").run(RunLayout(run), order, placement)
+    layout = RunLayout(run)
+    reason = Stopper(layout)()
+    if reason is not None:
+        # Nor is a library imported for nothing while the pilot's last seconds run.
+        raise Interrupted(f"ended by {reason} before it began: there is nothing to keep")
+    import_module(f"entk_app.tasks.{kind}").run(layout, order, placement)
 
 
 #: Set by a SIGTERM: a batch system sends one some seconds before it kills.

@@ -136,6 +136,6 @@ def test_a_stop_request_ends_a_segment_in_order(tmp_path):
 
 def test_asked_to_stop_before_its_first_frame_a_segment_publishes_nothing(begun):
     begun.layout.stop_request.touch()
-    with pytest.raises(Interrupted, match="before the first frame"):
+    with pytest.raises(Interrupted, match="before it began"):
         run_task("simulate", begun.layout.root, order(begun, 0, 1))
     assert not begun.layout.segment(0, 1).folder.exists()
