@@ -187,6 +187,10 @@ class Campaign:
         for path in self.layout.analyses.glob("iteration-????.json"):
             self._outliers.update(o.frame.key for o in read_record(AnalysisRecord, path).outliers)
         self.has_begun = True
+        stop = steering.find_stop(self._history(()), self.settings)
+        if stop is not None:
+            # Folded, or its simulated time is reached: no pilot is needed to know that.
+            return self._apply(stop)
         return self._skip_finished(self._build(last))
 
     def _skip_finished(self, stage: StageSpec) -> StageSpec | None:

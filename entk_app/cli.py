@@ -237,6 +237,7 @@ def _account(options: argparse.Namespace) -> int:
 
 def _write_job(options: argparse.Namespace) -> int:
     from entk_app.jobs import build_request, render_job
+    from entk_app.machine import divide_machine
     from entk_app.resources import config_folders, find_resource
 
     # What the job will be asked is read here already: a misspelt key is not to wait in a queue.
@@ -244,11 +245,15 @@ def _write_job(options: argparse.Namespace) -> int:
     parser = argparse.ArgumentParser(prog="entk-app job --")
     _add_run_options(parser)
     of_run = parser.parse_args(["--resource", options.resource, *nodes, *options.options])
-    if of_run.run_dir or of_run.resume or of_run.submit:
-        raise SettingsError("entk-app job: --run-dir, --resume and --submit are the script's own business")
-    settings = _read_settings(of_run)[0].resource
+    if of_run.run_dir or of_run.resume or of_run.submit or of_run.dry_run:
+        raise SettingsError("entk-app job: --run-dir, --resume, --submit and --dry-run are not for a script")
+    campaign = _read_settings(of_run)[0]
+    settings = campaign.resource
+    resource = find_resource(settings, config_folders(given=of_run.resource_configs), environment={})
+    # Likewise more slots than the nodes have.
+    divide_machine(campaign, resource.cores, resource.gpus, resource.nodes)
     request = build_request(
-        find_resource(settings, config_folders(given=of_run.resource_configs), environment={}),
+        resource,
         scheduler=options.scheduler,
         output=None if options.output is None else options.output.absolute(),
         walltime_min=options.walltime_min,

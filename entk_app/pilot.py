@@ -166,6 +166,8 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
             prepare_environment(layout, resource, prefix)
             stage = campaign.resume() if campaign.layout.decisions.exists() else campaign.start()
             if stage is None:
+                # Over by a rule: no pilot is asked for.
+                log.discard()
                 return
             from radical import entk
 
@@ -301,6 +303,11 @@ class PilotLog:
                 unix_began=None if self._resource.submit else now,
             )
         )
+
+    def discard(self) -> None:
+        """Forget the present pilot: it was not asked for."""
+        self._records.pop()
+        self._write()
 
     def update(self, **changes: Any) -> None:
         self._records[-1] = self._records[-1].model_copy(update=changes)

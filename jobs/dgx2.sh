@@ -27,8 +27,10 @@ how=(--resource ornl.dgx2 --run-dir "$ENTK_APP_RUN" "$@")
 if [ -e "$ENTK_APP_RUN/settings.yaml" ]; then how=(--resume "$ENTK_APP_RUN"); fi
 code=0
 "$ENTK_APP_PYTHON" -m entk_app run "${how[@]}" || code=$?
-# Failed (1), refused (2) or over for good: nothing is to follow.
-if [ "$code" -eq 1 ] || [ "$code" -eq 2 ] || "$ENTK_APP_PYTHON" -m entk_app finished "$ENTK_APP_RUN"; then
+over=0
+"$ENTK_APP_PYTHON" -m entk_app finished "$ENTK_APP_RUN" || over=$?
+# Failed (1), refused (2), over for good (0), or not meant to be a campaign: nothing is to follow.
+if [ "$code" -eq 1 ] || [ "$code" -eq 2 ] || [ "$over" -eq 0 ] || [ "$code$over" = 02 ]; then
     [ -z "$next" ] || scancel "${next%;*}"
 fi
 exit "$code"

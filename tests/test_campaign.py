@@ -479,3 +479,15 @@ def test_waiting_in_a_queue_is_no_part_of_a_stages_time(tmp_path):
         run_task(task.kind, campaign.layout.root, task.order)
     campaign.advance()
     assert campaign._durations["simulate"] < 600
+
+
+def test_a_campaign_that_has_folded_is_known_to_without_another_task(tmp_path, kill_after):
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    kill_after(2)
+    with pytest.raises(Killed):
+        run_campaign(campaign)
+    nearer = tiny_settings("stop.target_rmsd_angstrom=30")
+    again = Campaign(campaign.layout, nearer, campaign.machine)
+    assert again.resume() is None
+    assert again.final_decision.stop_reason == "target_rmsd"
+    assert not list(campaign.layout.models.glob("*/*/model.json"))

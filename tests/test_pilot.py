@@ -215,6 +215,18 @@ def test_a_pilots_life_is_kept_and_the_next_one_has_the_next_number(tmp_path):
     assert records[0].unix_end is not None and records[1].unix_end is None
 
 
+def test_a_pilot_that_was_not_asked_for_is_forgotten(tmp_path):
+    layout = RunLayout(tmp_path)
+    first = pilot_log(layout)
+    first.begin(layout)
+    first.end()
+    second = pilot_log(layout)
+    second.begin(layout)
+    second.discard()
+    second.end()
+    assert [record.number for record in read_lines(PilotRecord, layout.pilots)] == [0]
+
+
 def test_a_pilot_whose_launcher_was_killed_ended_with_its_last_sign_of_life(tmp_path):
     layout = RunLayout(tmp_path)
     first = pilot_log(layout)
