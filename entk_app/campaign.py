@@ -64,6 +64,12 @@ class TaskSpec:
     cores: int
     gpus: int
 
+    @property
+    def output(self) -> Path:
+        """The folder or file that the task publishes."""
+        stem = self.order.name.removesuffix(".task.json")
+        return self.order.with_name(f"{stem}.json" if self.kind == "analyse" else stem)
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -145,6 +151,10 @@ class Campaign:
         taken = self.decisions[self._n_before :]
         return taken[-1] if taken and taken[-1].next == "stop" else None
 
+    def begin(self) -> StageSpec | None:
+        """The first stage of this pilot: of a new campaign, or of one that an earlier pilot left."""
+        return self.resume() if self.layout.decisions.exists() else self.start()
+
     def start(self) -> StageSpec:
         """Take the first decision and return the first stage."""
         self.has_begun = True
@@ -198,7 +208,7 @@ class Campaign:
         self._enter(stage)
         following: StageSpec | None = stage
         while following is not None:
-            left = tuple(task for task in following.tasks if not _output(task).exists())
+            left = tuple(task for task in following.tasks if not task.output.exists())
             if left:
                 return self._enter(replace(following, tasks=left))
             # Nothing of it failed: what stands in for it is complete.
@@ -219,7 +229,7 @@ class Campaign:
         if self.stage is None:
             return None
         self._durations[self.stage.kind] = time.time() - self._stage_began
-        if not all(_output(task).exists() for task in self.stage.tasks):
+        if not all(task.output.exists() for task in self.stage.tasks):
             deadline = self.find_deadline()
             if deadline is not None:
                 self.limit_time(deadline)
@@ -560,12 +570,6 @@ class Campaign:
 
     def _seed(self, *place: int) -> int:
         return int(np.random.SeedSequence([self.settings.seed, *place]).generate_state(1)[0] >> 1)
-
-
-def _output(task: TaskSpec) -> Path:
-    """The folder or file that a task publishes."""
-    stem = task.order.name.removesuffix(".task.json")
-    return task.order.with_name(f"{stem}.json" if task.kind == "analyse" else stem)
 
 
 def _show_nothing(decision: Decision) -> None:

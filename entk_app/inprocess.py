@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def run_campaign(campaign: Campaign) -> Summary:
     """Walk the campaign's stages, from the first or from where an earlier walk was cut off, and return the summary."""
-    stage: StageSpec | None = campaign.resume() if campaign.layout.decisions.exists() else campaign.start()
+    stage: StageSpec | None = campaign.begin()
     while stage is not None:
         for task in stage.tasks:
             try:

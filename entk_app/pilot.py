@@ -164,7 +164,7 @@ def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path
                 campaign.limit_time(log.find_deadline())
                 campaign.find_deadline = log.compute_deadline
             prepare_environment(layout, resource, prefix)
-            stage = campaign.resume() if campaign.layout.decisions.exists() else campaign.start()
+            stage = campaign.begin()
             if stage is None:
                 # Over by a rule: no pilot is asked for.
                 log.discard()

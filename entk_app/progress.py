@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -95,7 +94,7 @@ class Progress:
         """The segments of a simulate stage, those that are whole already included."""
         found: list[SegmentProgress | SegmentRecord] = []
         for task in stage.tasks if stage.kind == "simulate" else ():
-            paths = SegmentPaths(_output(task))
+            paths = SegmentPaths(task.output)
             try:
                 if paths.folder.exists():
                     found.append(read_record(SegmentRecord, paths.record))
@@ -107,12 +106,8 @@ class Progress:
         return found
 
 
-def _output(task: TaskSpec) -> Path:
-    return task.order.with_name(task.order.name.removesuffix(".task.json"))
-
-
 def _has_begun(task: TaskSpec) -> bool:
-    output = _output(task)
+    output = task.output
     return output.exists() or output.with_name(output.name + ".partial").exists()
 
 

@@ -278,6 +278,8 @@ def check_presence(resource: Resource, environment: Mapping[str, str] | None = N
             raise SettingsError(f"{resource.label}: this is not inside a {scheduler} job: {how}")
         if job.nodes is not None and job.nodes < resource.nodes:
             raise SettingsError(f"resource.nodes = {resource.nodes}: {job} has {job.nodes}")
+        if job.node_gpus is not None and job.node_gpus < resource.node_gpus:
+            raise SettingsError(f"{resource.node_gpus} GPUs a node: {job} has {job.node_gpus} a node")
         return
     if resource.is_emulated or (job is not None and job.holds(resource.node_cores, resource.node_gpus)):
         return

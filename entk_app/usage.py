@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ from entk_app.profiles import (
     read_task_documents,
 )
 from entk_app.records import AnalysisRecord, Decision, ModelRecord, RunInfo, SegmentRecord, read_lines, read_record
+
+logger = logging.getLogger(__name__)
 
 #: A campaign on another host counts as running while its files change at least so often.
 _SILENCE_S = 600.0
@@ -94,13 +97,13 @@ def read_segments(layout: RunLayout) -> Iterator[SegmentRecord]:
 
 
 def find_purged(layout: RunLayout) -> frozenset[int]:
-    """Simulations that a decision has purged; a last line that was cut off decides nothing."""
+    """Simulations that a decision has purged; a line that was cut off decides nothing, nor does what follows it."""
     purged = set()
     try:
         for decision in read_lines(Decision, layout.decisions):
             purged |= {action.simulation for action in decision.actions if action.kind == "purge"}
-    except RecordError:
-        pass
+    except RecordError as error:
+        logger.warning("purged work is counted up to a line that cannot be read: %s", error)
     return frozenset(purged)
 
 

@@ -88,6 +88,9 @@ def test_inside_a_slurm_job_the_node_is_the_jobs():
     resource = find_resource(ResourceSettings(label="slurm.cluster"), environment=job)
     assert (resource.nodes, resource.cores, resource.gpus) == (2, 192, 32)
     check_presence(resource, job)
+    more = find_resource(ResourceSettings(label="slurm.cluster", gpus_per_node=20), environment=job)
+    with pytest.raises(SettingsError, match="20 GPUs a node: slurm job 7 has 16"):
+        check_presence(more, job)
     with pytest.raises(SettingsError, match="resource.nodes = 3: slurm job 7 has 2"):
         check_presence(find_resource(ResourceSettings(label="slurm.cluster", nodes=3), environment=job), job)
 
