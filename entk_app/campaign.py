@@ -7,9 +7,12 @@ returns their stage. EnTK (:mod:`entk_app.workflow`) and the in-process runner w
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +21,24 @@ import numpy as np
 
 from entk_app import steering
 from entk_app.errors import RecordError, RunFolderError
-from entk_app.layout import RunLayout, analyse_task_name, simulate_task_name, train_task_name
+from entk_app.integrity import (
+    DamagedError,
+    check_file,
+    find_damage,
+    read_model,
+    read_segment,
+    read_set_aside,
+    set_aside,
+)
+from entk_app.layout import (
+    ModelPaths,
+    RunLayout,
+    SegmentPaths,
+    analyse_task_name,
+    failure_of,
+    simulate_task_name,
+    train_task_name,
+)
 from entk_app.machine import Machine
 from entk_app.records import (
     Action,
@@ -32,10 +52,12 @@ from entk_app.records import (
     PilotRecord,
     SegmentKey,
     SegmentRecord,
+    SetAside,
     SimulateTask,
     SimulationRecord,
     Summary,
     SystemRecord,
+    TaskFailure,
     TrainTask,
     append_record,
     read_lines,
@@ -50,8 +72,11 @@ logger = logging.getLogger(__name__)
 
 StageKind = Literal["simulate", "train", "analyse"]
 
-#: Analyses or trainings that fail so often in a row end the campaign.
-_MAX_LEARN_FAILURES = 2
+#: Less than this share of a segment that is measured in minutes is not worth another task.
+_REST = 0.02
+
+#: Files read at a time when a campaign is taken up again.
+_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +91,7 @@ class TaskSpec:
 
     @property
     def output(self) -> Path:
-        """The folder or file that the task publishes."""
+        """The folder or file that the task publishes; of a simulation the first of maybe several."""
         stem = self.order.name.removesuffix(".task.json")
         return self.order.with_name(f"{stem}.json" if self.kind == "analyse" else stem)
 
@@ -118,12 +143,14 @@ class Campaign:
     decisions: list[Decision] = field(default_factory=list)
     stage: StageSpec | None = None
     n_failed_tasks: int = 0
+    last_failure: str | None = None
+    last_failed_task: str | None = None
     has_begun: bool = False
     _simulations: dict[int, SimulationHistory] = field(default_factory=dict)
     _models: dict[int, ModelRecord] = field(default_factory=dict)
     _outliers: set[tuple[int, int, int]] = field(default_factory=set)
-    _learn_failures: int = 0
-    _trained: bool = True
+    _in_a_row: dict[str, int] = field(default_factory=dict)
+    _n_analyses: int = 0
     _began: float = field(default_factory=time.time)
     _seconds_before: float = 0.0
     _n_before: int = 0
@@ -191,11 +218,15 @@ class Campaign:
             last = decision if decision.next != "stop" else last
         if last is None:
             return self.start()
-        for number, simulation in self._simulations.items():
-            self._simulations[number] = replace(simulation, segments=self._read_segments(number))
+        self._check_system()
+        self._set_unfinished_aside()
+        for note in read_set_aside(self.layout):
+            self._note_lost(note)
+        self._set_damaged_aside()
+        for number in self._simulations:
+            self._take_segments(number)
         self._models = self._read_models()
-        for path in self.layout.analyses.glob("iteration-????.json"):
-            self._outliers.update(o.frame.key for o in read_record(AnalysisRecord, path).outliers)
+        self._outliers.update(o.frame.key for record in self._read_analyses() for o in record.outliers)
         self.has_begun = True
         stop = steering.find_stop(self._history(()), self.settings)
         if stop is not None:
@@ -208,7 +239,7 @@ class Campaign:
         self._enter(stage)
         following: StageSpec | None = stage
         while following is not None:
-            left = tuple(task for task in following.tasks if not task.output.exists())
+            left = tuple(task for task in following.tasks if not self._is_done(task))
             if left:
                 return self._enter(replace(following, tasks=left))
             # Nothing of it failed: what stands in for it is complete.
@@ -229,7 +260,7 @@ class Campaign:
         if self.stage is None:
             return None
         self._durations[self.stage.kind] = time.time() - self._stage_began
-        if not all(task.output.exists() for task in self.stage.tasks):
+        if not all(self._is_done(task) for task in self.stage.tasks):
             deadline = self.find_deadline()
             if deadline is not None:
                 self.limit_time(deadline)
@@ -243,15 +274,23 @@ class Campaign:
         return self._after_analysis(self._collect_analysis())
 
     def _after_training(self) -> StageSpec | None:
-        self._trained = self._collect_models() > 0
+        self._collect_models()
         if self._going is not None and self._going.next == "simulate+learn":
             self._collect_segments()
-        stop = steering.find_stop(self._history(("analyse",)), self.settings)
+        stop = self._find_giving_up() or steering.find_stop(self._history(("analyse",)), self.settings)
         if stop is not None:
             return self._apply(stop)
         if self._models:
             return self._enter(self._build_analyse())
         return self._after_analysis(None)
+
+    def _find_giving_up(self) -> Decision | None:
+        """The end of a campaign whose learning fails again and again."""
+        for what, count in self._in_a_row.items():
+            if count >= self.settings.faults.give_up_after:
+                reason = f"{what} failed {count} times in a row (faults.give_up_after); the last: {self.last_failure}"
+                return steering.decide_stop(self._history(()), "failed", reason)
+        return None
 
     def end(self, stop_reason: str, message: str) -> None:
         """Record an end that no rule decided: an interrupt or a failure. What its tasks finished is taken in.
@@ -307,7 +346,7 @@ class Campaign:
             longest_us=max((round(s.time_ps * 1e-6, 9) for s in run), default=None),
             n_iterations=self.machine.slots.count_iterations(self.iteration),
             n_frames=history.n_frames,
-            n_outliers=len(self._outliers),
+            n_outliers=sum(self._has(FrameRef(simulation=i, segment=j, frame=k)) for i, j, k in self._outliers),
             n_purged=shot.n_purged,
             n_restarts=shot.n_restarts,
             n_failed_tasks=self.n_failed_tasks,
@@ -329,68 +368,206 @@ class Campaign:
     # What the tasks published.
 
     def _collect_segments(self, at_the_end: bool = False) -> None:
+        """Take in what the simulations of the present stage published; who published nothing has failed."""
         going = self._going
-        for simulation in [s for s in self._simulations.values() if s.alive]:
-            if going is not None and simulation.segments and simulation.segments[-1].decision == going.index:
-                # Taken in before the campaign was taken up again.
+        for number in [s.simulation for s in self._simulations.values() if s.alive]:
+            before = self._simulations[number]
+            simulation = self._take_segments(number)
+            answered = simulation.segments and simulation.segments[-1].ended_by != "save"
+            if going is not None and answered and simulation.segments[-1].decision == going.index:
+                self._simulations[number] = replace(simulation, failures=0, failure="")
                 continue
-            number = len(simulation.segments)
-            paths = self.layout.segment(simulation.simulation, number)
-            try:
-                record = read_record(SegmentRecord, paths.record)
-            except RecordError as error:
-                if at_the_end or self.is_over:
-                    # Cut off rather than failed.
-                    continue
-                self.n_failed_tasks += 1
-                logger.warning("simulation %d segment %d failed: %s", simulation.simulation, number, error)
-                self._simulations[simulation.simulation] = replace(simulation, failures=simulation.failures + 1)
+            order = self.layout.segment(number, before.next_segment).task
+            if at_the_end or self.is_over or not order.exists():
+                # Cut off rather than failed, or never asked.
                 continue
-            self._simulations[simulation.simulation] = replace(
-                simulation, segments=(*simulation.segments, record), failures=0
+            failure = self._note_failure(self._name_of(order), f"simulation {number}", order)
+            if failure.kind == "damaged":
+                # It is not the simulation's fault.
+                continue
+            self._simulations[number] = replace(
+                self._simulations[number], failures=simulation.failures + 1, failure=failure.reason
             )
+            self._set_partial_aside(self.layout.segment(number, simulation.next_segment), failure.reason)
 
-    def _note_failure(self, task: str, error: RecordError) -> None:
-        """Count a task that published nothing as failed, unless it was cut off with its pilot."""
-        if self.is_over:
-            logger.info("%s was cut off", task)
-            return
-        self.n_failed_tasks += 1
-        logger.warning("%s failed: %s", task, error)
-
-    def _collect_models(self) -> int:
-        """Take the iteration's models in; returns how many there are."""
-        n_trained = 0
-        for latent_dim in self.settings.train.latent_dims:
+    def _take_segments(self, number: int) -> SimulationHistory:
+        """Take in the segments of a simulation that are new; one that is damaged is set aside."""
+        simulation = self._simulations[number]
+        known = {segment.segment for segment in simulation.segments} | simulation.lost
+        for segment in self.layout.segment_numbers(number):
+            if segment in known:
+                continue
+            paths = self.layout.segment(number, segment)
             try:
-                self._models[latent_dim] = read_record(
-                    ModelRecord, self.layout.model(self.iteration, latent_dim).record
-                )
-                n_trained += 1
-            except RecordError as error:
-                # The last good model of this size goes on serving.
-                self._note_failure(f"training of latent size {latent_dim}", error)
-        return n_trained
+                record = read_segment(paths)
+            except DamagedError as error:
+                self._set_aside(paths.folder, str(error))
+                continue
+            simulation = self._simulations[number]
+            self._simulations[number] = replace(simulation, segments=(*simulation.segments, record))
+        return self._simulations[number]
+
+    def _note_failure(self, name: str, what: str, order: Path) -> TaskFailure:
+        """Count a task that published nothing as failed, and see to what it found damaged."""
+        try:
+            failure = read_record(TaskFailure, failure_of(order))
+        except RecordError:
+            reason = "it ended without a result and without a word (killed, or never started)"
+            failure = TaskFailure(kind="error", reason=reason, unix=time.time())
+        self.n_failed_tasks += 1
+        self.last_failure, self.last_failed_task = failure.reason, name
+        logger.warning("%s failed: %s", what, failure.reason)
+        if failure.damaged is not None:
+            damaged = self.layout.root / failure.damaged
+            if damaged.exists() and damaged != self.layout.root:
+                self._set_aside(damaged, failure.reason)
+        return failure
+
+    def _collect_models(self) -> None:
+        """Take the iteration's models in; the last good one of a size that failed goes on serving."""
+        for latent_dim in self.settings.train.latent_dims:
+            paths = self.layout.model(self.iteration, latent_dim)
+            what = f"training of latent size {latent_dim}"
+            try:
+                self._models[latent_dim] = read_model(paths)
+                self._in_a_row[what] = 0
+                continue
+            except DamagedError as error:
+                if paths.folder.exists():
+                    self._set_aside(paths.folder, str(error))
+            if self.is_over:
+                logger.info("%s was cut off", what)
+                continue
+            self._note_failure(train_task_name(self.iteration, latent_dim), what, paths.task)
+            self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
 
     def _collect_analysis(self) -> AnalysisRecord | None:
+        path = self.layout.analysis(self.iteration)
         try:
-            analysis = read_record(AnalysisRecord, self.layout.analysis(self.iteration))
+            analysis = read_record(AnalysisRecord, path)
         except RecordError as error:
-            self._note_failure(f"analysis of iteration {self.iteration}", error)
+            if path.exists():
+                self._set_aside(path, str(error))
+            if not self.is_over:
+                order = self.layout.analysis_task(self.iteration)
+                name = self.stage.tasks[0].name if self.stage is not None else analyse_task_name(self.iteration)
+                self._note_failure(name, f"analysis of iteration {self.iteration}", order)
+                self._in_a_row["the analysis"] = self._in_a_row.get("the analysis", 0) + 1
             return None
+        self._in_a_row["the analysis"] = 0
         self._outliers.update(outlier.frame.key for outlier in analysis.outliers)
-        return analysis
+        present = tuple(outlier for outlier in analysis.outliers if self._has(outlier.frame))
+        return analysis.model_copy(update={"outliers": present})
 
     def _after_analysis(self, analysis: AnalysisRecord | None) -> StageSpec | None:
-        self._learn_failures = 0 if analysis is not None and self._trained else self._learn_failures + 1
-        if self._learn_failures >= _MAX_LEARN_FAILURES and not self.is_over:
-            self.end("failed", f"learning failed {self._learn_failures} times in a row; see {self.layout.logs}")
-            return None
+        if analysis is None and not self.is_over:
+            stop = self._find_giving_up()
+            if stop is not None:
+                return self._apply(stop)
+            if self.stage is not None and self.stage.kind == "analyse" and self._n_analyses == 1 and self._models:
+                return self._enter(self._build_analyse(attempt=2))
         # In a split, simulations and the next training are one stage.
         following = ("train",) if self.machine.slots.is_split else ("simulate",)
         return self._apply(
             steering.decide_after_analysis(self._history(following), analysis, self.settings, self.machine.slots)
         )
+
+    # What is no data.
+
+    def _check_system(self) -> None:
+        """Refuse to go on with another system than the campaign was begun with."""
+        record = read_record(SystemRecord, self.layout.system_record)
+        for name in record.files:
+            try:
+                check_file(self.layout.system / name, record.files)
+            except DamagedError as error:
+                raise RunFolderError(
+                    f"{error}: every trajectory needs it as it was; bring it back from a copy"
+                ) from None
+
+    def _set_unfinished_aside(self) -> None:
+        """What a pilot that was killed left half written."""
+        for folder in sorted(self.layout.simulations.glob("*/segment-*.partial")):
+            self._set_aside(folder, "its task was killed before it was whole")
+        for folder in self.layout.models.glob("iteration-*/*.partial"):
+            shutil.rmtree(folder)
+        for path in self.layout.root.glob("**/.*.tmp"):
+            if not path.is_relative_to(self.layout.radical):
+                path.unlink(missing_ok=True)
+
+    def _set_damaged_aside(self) -> None:
+        """Reread every finished segment: what a campaign goes on from is what it published."""
+        folders = [
+            self.layout.segment(number, segment)
+            for number in self._simulations
+            for segment in self.layout.segment_numbers(number)
+        ]
+        with ThreadPoolExecutor(max_workers=_READERS) as readers:
+            for paths, error in zip(folders, readers.map(find_damage, folders), strict=True):
+                if error is not None:
+                    self._set_aside(paths.folder, str(error))
+
+    def _set_partial_aside(self, paths: SegmentPaths, reason: str) -> None:
+        if paths.in_work().folder.exists():
+            self._set_aside(paths.in_work().folder, reason)
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        """Take something out of the data; a finished segment's frames are no frames of the campaign any more."""
+        known: dict[str, int | None] = {"before_decision": len(self.decisions)}
+        place = self.layout.find_segment(path)
+        if place is not None:
+            record = next((s for s in self._simulations[place[0]].segments if s.segment == place[1]), None)
+            if record is None:
+                with contextlib.suppress(RecordError):
+                    record = read_record(SegmentRecord, SegmentPaths(path).record)
+            known |= {"simulation": place[0], "segment": place[1]}
+            known |= {} if record is None else {"n_frames": record.n_frames, "decision": record.decision}
+        note = set_aside(self.layout, path, reason, **known)
+        self._note_lost(note)
+        model = next((dim for dim, m in self._models.items() if path == self._folder_of(m)), None)
+        if model is not None:
+            del self._models[model]
+            # The one before it serves again.
+            self._models |= {dim: m for dim, m in self._read_models().items() if dim == model}
+
+    def _folder_of(self, model: ModelRecord) -> Path:
+        return self.layout.model(model.iteration, model.latent_dim).folder
+
+    def _note_lost(self, note: SetAside) -> None:
+        """What follows for the simulations from a segment that is no data any more."""
+        if note.simulation is None or note.segment is None or note.simulation not in self._simulations:
+            return
+        simulation = self._simulations[note.simulation]
+        self._simulations[note.simulation] = replace(
+            simulation,
+            segments=tuple(s for s in simulation.segments if s.segment != note.segment),
+            lost=simulation.lost | {note.segment},
+        )
+        for number, other in self._simulations.items():
+            origin = other.origin
+            if origin is None or other.segments or other.lost:
+                continue
+            if (origin.simulation, origin.segment) == (note.simulation, note.segment):
+                reason = f"it cannot begin: its origin, {origin}, was damaged"
+                self._simulations[number] = replace(other, failures=steering.MAX_FAILURES, failure=reason)
+
+    def _has(self, ref: FrameRef) -> bool:
+        return ref.simulation in self._simulations and self._simulations[ref.simulation].has(ref)
+
+    def _is_done(self, task: TaskSpec) -> bool:
+        """Whether a task has published all that it was asked for."""
+        if task.kind != "simulate":
+            return task.output.exists()
+        order = read_record(SimulateTask, task.order)
+        rest = _Rest(order.n_frames, order.minutes)
+        for number in self.layout.segment_numbers(order.simulation):
+            if number < order.segment:
+                continue
+            try:
+                rest = rest.after(read_segment(self.layout.segment(order.simulation, number)))
+            except DamagedError:
+                return False
+        return rest.is_done
 
     # Decisions.
 
@@ -442,19 +619,29 @@ class Campaign:
                 ),
             )
 
-    def _read_segments(self, simulation: int) -> tuple[SegmentRecord, ...]:
-        segments: list[SegmentRecord] = []
-        while (path := self.layout.segment(simulation, len(segments)).record).exists():
-            segments.append(read_record(SegmentRecord, path))
-        return tuple(segments)
-
     def _read_models(self) -> dict[int, ModelRecord]:
-        """The newest model of each latent size."""
+        """The newest good model of each latent size; one that is damaged is set aside."""
         models: dict[int, ModelRecord] = {}
-        for path in sorted(self.layout.models.glob("iteration-????/latent-*/model.json")):
-            model = read_record(ModelRecord, path)
+        for folder in sorted(self.layout.models.glob("iteration-????/latent-*")):
+            if not folder.is_dir() or folder.suffix:
+                continue
+            try:
+                model = read_model(ModelPaths(folder))
+            except DamagedError as error:
+                set_aside(self.layout, folder, str(error), before_decision=len(self.decisions))
+                continue
             models[model.latent_dim] = model
         return {dim: models[dim] for dim in self.settings.train.latent_dims if dim in models}
+
+    def _read_analyses(self) -> list[AnalysisRecord]:
+        """All that can be read; one that is damaged is set aside."""
+        found = []
+        for path in sorted(self.layout.analyses.glob("iteration-????.json")):
+            try:
+                found.append(read_record(AnalysisRecord, path))
+            except RecordError as error:
+                set_aside(self.layout, path, str(error), before_decision=len(self.decisions))
+        return found
 
     def _record(self, decision: Decision) -> None:
         decision = decision.model_copy(update={"unix": time.time()})
@@ -486,12 +673,15 @@ class Campaign:
 
     def _order_segments(self, decision: Decision) -> tuple[TaskSpec, ...]:
         tasks = []
+        whole = _Rest(self.settings.frames_per_segment, self.settings.simulate.segment_minutes)
         for place, simulation in enumerate(s for s in self._simulations.values() if s.alive):
-            segment, cores = len(simulation.segments), self.machine.simulation_cores(place)
-            if simulation.segments and simulation.segments[-1].decision == decision.index:
-                # A campaign that is taken up again: this one was simulated before.
+            segment, cores = simulation.next_segment, self.machine.simulation_cores(place)
+            # Of a campaign that is taken up again some of it was simulated before.
+            rest = whole.after(*(s for s in simulation.segments if s.decision == decision.index))
+            if rest.is_done:
                 continue
             order = self.layout.segment(simulation.simulation, segment).task
+            failure_of(order).unlink(missing_ok=True)
             write_record(
                 order,
                 SimulateTask(
@@ -502,16 +692,24 @@ class Campaign:
                     # A segment that failed is tried again with other random numbers.
                     seed=self._seed(simulation.simulation, segment, simulation.failures),
                     origin=simulation.origin,
+                    previous=simulation.segments[-1].segment if simulation.segments else None,
+                    n_frames=rest.n_frames,
+                    minutes=rest.minutes,
                     cores=cores,
                     gpus=self.machine.gpus_per_task,
                     allow_cpu=self.machine.allow_cpu,
                 ),
             )
-            name = simulate_task_name(decision.iteration, simulation.simulation, segment)
-            if simulation.failures:
-                name += f".try{simulation.failures + 1}"
+            name = self._name_of(order)
             tasks.append(TaskSpec("simulate", name, order, cores, self.machine.gpus_per_task))
         return tuple(tasks)
+
+    def _name_of(self, order: Path) -> str:
+        """Name of a simulate task; a second try of the same has another."""
+        task = read_record(SimulateTask, order)
+        failures = self._simulations[task.simulation].failures
+        name = simulate_task_name(task.iteration, task.simulation, task.segment)
+        return f"{name}.try{failures + 1}" if failures else name
 
     def _order_trainings(self, decision: Decision) -> tuple[TaskSpec, ...]:
         """Trainings on the frames from before the decision: the same for all models, also when some were cut off."""
@@ -519,6 +717,7 @@ class Campaign:
         segments = self._segment_keys(before=decision.index)
         for place, latent_dim in enumerate(self.settings.train.latent_dims):
             order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
+            failure_of(order).unlink(missing_ok=True)
             write_record(
                 order,
                 TrainTask(
@@ -536,8 +735,11 @@ class Campaign:
             tasks.append(TaskSpec("train", name, order, cores, self.machine.gpus_per_task))
         return tuple(tasks)
 
-    def _build_analyse(self) -> StageSpec:
+    def _build_analyse(self, attempt: int = 1) -> StageSpec:
         order = self.layout.analysis_task(self.iteration)
+        failure_of(order).unlink(missing_ok=True)
+        suffix = "" if attempt == 1 else f".try{attempt}"
+        self._n_analyses = attempt
         models = [self._models[dim] for dim in self.settings.train.latent_dims if dim in self._models]
         write_record(
             order,
@@ -552,12 +754,12 @@ class Campaign:
         )
         task = TaskSpec(
             "analyse",
-            analyse_task_name(self.iteration),
+            analyse_task_name(self.iteration) + suffix,
             order,
             self.machine.analysis_cores,
             self.machine.gpus_per_task,
         )
-        return StageSpec("analyse", f"analyse.{self.iteration:04d}", (task,))
+        return StageSpec("analyse", f"analyse.{self.iteration:04d}{suffix}", (task,))
 
     def _segment_keys(self, before: int | None = None) -> tuple[SegmentKey, ...]:
         """All segments, or those that decisions before one with this index ordered."""
@@ -570,6 +772,30 @@ class Campaign:
 
     def _seed(self, *place: int) -> int:
         return int(np.random.SeedSequence([self.settings.seed, *place]).generate_state(1)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What is left to simulate of what a decision asks of one simulation: frames, or minutes of wall clock."""
+
+    n_frames: int | None
+    minutes: float | None
+
+    @property
+    def is_done(self) -> bool:
+        return (self.n_frames is not None and self.n_frames <= 0) or (self.minutes is not None and self.minutes <= 0)
+
+    def after(self, *segments: SegmentRecord) -> _Rest:
+        """What is left once these are there."""
+        rest = self
+        for segment in segments:
+            if rest.n_frames is not None:
+                rest = replace(rest, n_frames=rest.n_frames - segment.n_frames)
+            if rest.minutes is not None:
+                left = rest.minutes - segment.seconds_md / 60.0
+                over = segment.ended_by == "clock" or left < _REST * rest.minutes
+                rest = replace(rest, minutes=0.0 if over else left)
+        return rest
 
 
 def _show_nothing(decision: Decision) -> None:

@@ -35,6 +35,10 @@ class DataError(EntkAppError):
     """Numbers that a method cannot work on: other shapes, NaN, no frames."""
 
 
+class BlewUpError(EntkAppError):
+    """The integration left physics: coordinates or energies are no numbers, or the system is heated without bound."""
+
+
 class DeviceError(EntkAppError):
     """A task was given a GPU and cannot use it."""
 

@@ -6,6 +6,8 @@ is opened, appended and closed at every flush, so that a killed task leaves a fi
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,14 @@ from numpy.typing import NDArray
 
 from entk_app import geometry
 from entk_app.errors import DataError
+from entk_app.integrity import check_file, read_segment
 from entk_app.layout import RunLayout
 from entk_app.records import FrameRef, SegmentKey
+
+logger = logging.getLogger(__name__)
+
+#: Attribute of a dataset that other tasks add to a file: SHA-256 of its bytes.
+_CHECKSUM = "sha256"
 
 _LAYOUT = (
     "strict upper triangle (i < j) row by row, one bit a pair, most significant bit first, "
@@ -178,6 +186,8 @@ def read_frames(layout: RunLayout, keys: Sequence[SegmentKey]) -> Frames:
 
     Raises
     ------
+    DamagedError
+        A file is not the one that was published.
     DataError
         There is no frame at all, a segment holds another number of frames than its record says, or the
         segments are of proteins of different length.
@@ -185,7 +195,9 @@ def read_frames(layout: RunLayout, keys: Sequence[SegmentKey]) -> Frames:
     packed, rmsd, simulation, segment, frame = [], [], [], [], []
     sizes = set()
     for key in keys:
-        path = layout.segment(key.simulation, key.segment).frames
+        paths = layout.segment(key.simulation, key.segment)
+        path = paths.frames
+        check_file(path, read_segment(paths).files)
         with h5py.File(path, "r") as file:
             maps = file["contacts"][:]
             if len(maps) != key.n_frames:
@@ -213,22 +225,41 @@ def read_frames(layout: RunLayout, keys: Sequence[SegmentKey]) -> Frames:
 
 
 def write_embeddings(path: Path, embeddings: Mapping[SegmentKey, NDArray[np.floating]]) -> None:
-    """Add latent coordinates, one dataset a segment: shape (n_frames, latent_dim), float32."""
+    """Add latent coordinates, one dataset a segment: shape (n_frames, latent_dim), float32, with a checksum each."""
     with h5py.File(path, "a") as file:
         for key, values in embeddings.items():
-            name = _embedding_name(key)
+            name, latent = _embedding_name(key), np.ascontiguousarray(values, dtype="<f4")
             if name in file:
                 del file[name]
-            file.create_dataset(name, data=np.asarray(values, dtype="f4"))
+            file.create_dataset(name, data=latent).attrs[_CHECKSUM] = _checksum(latent)
 
 
 def read_embeddings(path: Path, keys: Iterable[SegmentKey]) -> dict[SegmentKey, NDArray[np.float32]]:
-    """Those of the segments' latent coordinates that the file has; none where there is no file."""
+    """Those of the segments' latent coordinates that the file has as they were written; none where there is no file.
+
+    What is missing or damaged can be computed again from the model; a file that cannot be opened, as a task leaves
+    one that was killed while it wrote, is taken away.
+    """
     if not path.exists():
         return {}
-    with h5py.File(path, "r") as file:
-        found = {key: file[_embedding_name(key)][:] for key in keys if _embedding_name(key) in file}
-    return {key: values for key, values in found.items() if len(values) == key.n_frames}
+    found: dict[SegmentKey, NDArray[np.float32]] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            for key in keys:
+                name = _embedding_name(key)
+                values = file[name][:] if name in file else np.empty(0, np.float32)
+                if len(values) == key.n_frames and file[name].attrs.get(_CHECKSUM) == _checksum(values):
+                    found[key] = values
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        # HDF5 reports a broken file in each of these ways.
+        logger.warning("%s cannot be read and is made anew: %s", path, error)
+        path.unlink()
+        return {}
+    return found
+
+
+def _checksum(values: NDArray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def _embedding_name(key: SegmentKey) -> str:

@@ -6,7 +6,7 @@ import logging
 
 from entk_app.campaign import Campaign, StageSpec
 from entk_app.records import Summary
-from entk_app.tasks import run_task
+from entk_app.tasks import note_failure, run_task
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,9 @@ def run_campaign(campaign: Campaign) -> Summary:
         for task in stage.tasks:
             try:
                 run_task(task.kind, campaign.layout.root, task.order)
-            except Exception:
-                # As on a pilot: a task that fails has published nothing, and the campaign sees that.
+            except Exception as error:
+                # As on a pilot: a task that fails has published nothing, and says why.
                 logger.exception("task %s failed", task.name)
+                note_failure(campaign.layout, task.order, error)
         stage = campaign.advance()
     return campaign.summarise()

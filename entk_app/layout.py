@@ -1,4 +1,4 @@
-"""Every path of a run folder and every EnTK name. Touches no disk."""
+"""Every path of a run folder and every EnTK name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SegmentPaths:
 
     @property
     def task(self) -> Path:
-        """The order to the simulate task, written by the campaign."""
+        """The order to the simulate task whose first segment this is, written by the campaign."""
         return self.folder.with_name(self.folder.name + ".task.json")
 
     @property
@@ -143,6 +143,16 @@ class RunLayout:
         return self.root / "campaign.lock"
 
     @property
+    def set_aside(self) -> Path:
+        """What is not read as data: segments that did not finish, and results that were damaged."""
+        return self.root / "set-aside"
+
+    @property
+    def set_aside_notes(self) -> Path:
+        """One line for each of them: where it was, and why it is no data."""
+        return self.set_aside / "notes.jsonl"
+
+    @property
     def system(self) -> Path:
         return self.root / "system"
 
@@ -179,6 +189,19 @@ class RunLayout:
     def segment(self, simulation: int, segment: int) -> SegmentPaths:
         return SegmentPaths(self.simulation(simulation) / f"segment-{segment:04d}")
 
+    def segment_numbers(self, simulation: int) -> list[int]:
+        """Numbers of the segments that a simulation has published, in order."""
+        folders = self.simulation(simulation).glob("segment-*")
+        names = (re.fullmatch(r"segment-(\d{4,})", folder.name) for folder in folders)
+        return sorted(int(match.group(1)) for match in names if match)
+
+    def find_segment(self, folder: Path) -> tuple[int, int] | None:
+        """Simulation and number of a published segment's folder; None where it is not one."""
+        match = re.fullmatch(r"segment-(\d{4,})", folder.name)
+        if match is None or folder.parent.parent != self.simulations:
+            return None
+        return int(folder.parent.name), int(match.group(1))
+
     @property
     def models(self) -> Path:
         return self.root / "models"
@@ -208,6 +231,11 @@ class RunLayout:
     def radical(self) -> Path:
         """All that RADICAL-EnTK and RADICAL-Pilot write."""
         return (self.scratch or self.root) / "radical"
+
+
+def failure_of(order: Path) -> Path:
+    """Where a task says why it failed."""
+    return order.with_name(order.name.removesuffix(".task.json") + ".failure.json")
 
 
 def simulate_task_name(iteration: int, simulation: int, segment: int) -> str:

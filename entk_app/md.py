@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from entk_app.errors import EntkAppError, Interrupted
+from entk_app.errors import BlewUpError, EntkAppError, Interrupted
 from entk_app.frames import FrameWriter
+from entk_app.records import EndedBy
 from entk_app.settings import SimulateSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ _FIRST_PIECE = 100
 #: Columns of the state log.
 _LOGGED = ("step", "time", "potentialEnergy", "kineticEnergy", "totalEnergy", "temperature", "speed")
 
-StopReason = Literal["stop_request", "walltime", "budget"]
+#: A kinetic temperature so many times the thermostat's is no fluctuation: even three particles stay below it.
+_HOT = 10.0
 
 
 class PlatformError(EntkAppError):
@@ -68,7 +71,7 @@ class SegmentResult:
     first_step: int
     start_time_ps: float
     time_ps: float
-    ended_by: Literal["length", "clock", "stop_request", "walltime", "budget"]
+    ended_by: EndedBy
     seconds_md: float
     min_rmsd: float | None
     min_rmsd_frame: int | None
@@ -80,18 +83,37 @@ class SegmentResult:
 
 
 class FrameReporter:
-    """OpenMM reporter of contact maps and order parameters: hands every frame's CA atoms to a FrameWriter."""
+    """OpenMM reporter of contact maps and order parameters: hands every frame's CA atoms to a FrameWriter.
 
-    def __init__(self, writer: FrameWriter, ca_indices: tuple[int, ...], interval: int) -> None:
+    Parameters
+    ----------
+    writer : FrameWriter
+    ca_indices : tuple of int
+    interval : int
+        Steps from frame to frame.
+    max_kinetic : float
+        Kinetic energy, kJ/mol, above which the simulation has blown up.
+    """
+
+    def __init__(
+        self, writer: FrameWriter, ca_indices: tuple[int, ...], interval: int, max_kinetic: float = math.inf
+    ) -> None:
         self._writer = writer
         self._ca = np.asarray(ca_indices)
         self._interval = interval
+        self._max_kinetic = max_kinetic
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         steps = self._interval - simulation.currentStep % self._interval
-        return {"steps": steps, "periodic": False, "include": ["positions"]}
+        return {"steps": steps, "periodic": False, "include": ["positions", "energy"]}
 
     def report(self, simulation: Any, state: Any) -> None:
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoules_per_mole)
+        if not kinetic <= self._max_kinetic:
+            raise BlewUpError(
+                f"step {simulation.currentStep}: the kinetic energy is {kinetic:.4g} kJ/mol, more than {_HOT:g} times "
+                "what the thermostat keeps"
+            )
         positions = to_trajectory_precision(state.getPositions(asNumpy=True)._value)
         self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), positions[self._ca])
 
@@ -183,33 +205,34 @@ def create_context(
 
 def run_segment(
     simulation: Any,
-    start: Start,
     settings: SimulateSettings,
     folder: Path,
     make_writer: Callable[[NDArray[np.floating]], FrameWriter],
     ca_indices: tuple[int, ...],
-    seed: int,
     n_frames: int | None,
+    minutes: float | None,
+    save_minutes: float,
     *,
     names: tuple[str, str, str],
-    should_stop: Callable[[], StopReason | None] = lambda: None,
+    should_stop: Callable[[], EndedBy | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
 ) -> SegmentResult:
-    """Simulate one segment and write trajectory, log, frames and State into ``folder``.
+    """Simulate one segment on from where the context is, and write trajectory, log, frames and State into ``folder``.
 
     Parameters
     ----------
     simulation : openmm.app.Simulation
-        From :func:`create_context`.
-    start : Start
+        From :func:`create_context`, at a whole frame: after :func:`begin`, or after a segment.
     folder : Path
         Existing folder to write to.
     make_writer : callable
         Makes the frame writer from the start positions, shape (n_atoms, 3), ångström.
-    seed : int
-        Of the velocities.
     n_frames : int or None
-        Length of the segment; None: until ``settings.segment_minutes`` are over.
+        Length of the segment at most; None: until ``minutes`` are over.
+    minutes : float or None
+        Length of the segment at most, in wall clock.
+    save_minutes : float
+        The segment ends after so long all the same, for the next to go on: what it has is then safe.
     names : (trajectory, log, state)
         File names.
     should_stop : callable
@@ -219,55 +242,56 @@ def run_segment(
 
     Raises
     ------
+    BlewUpError
+        Coordinates or energies are no numbers, or far above the thermostat's.
     openmm.OpenMMException
-        The simulation blew up (NaN).
+        The platform failed.
     Interrupted
         It was asked to stop before its first frame.
     """
     context, interval = simulation.context, round(settings.report_interval_ps * 1000.0 / settings.time_step_fs)
-    _begin(simulation, start, settings, seed)
-    first, first_step = context.getState(positions=True), simulation.currentStep
-    writer = make_writer(first.getPositions(asNumpy=True).value_in_unit(unit.angstrom))
+    whole, whole_step = context.getState(positions=True), simulation.currentStep
+    first_step, start_time_ps = whole_step, whole.getTime().value_in_unit(unit.picosecond)
+    writer = make_writer(whole.getPositions(asNumpy=True).value_in_unit(unit.angstrom))
     trajectory, log, state_file = (folder / name for name in names)
-    simulation.reporters.extend(
-        [
-            app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False),
-            FrameReporter(writer, ca_indices, interval),
-            app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True)),
-        ]
-    )
+    max_kinetic = _HOT * _mean_kinetic(simulation.system, settings.temperature_k)
+    simulation.reporters = [
+        # First: what has blown up is not to be written by the others.
+        FrameReporter(writer, ca_indices, interval, max_kinetic),
+        app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False),
+        app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True)),
+    ]
     began = time.monotonic()
-    ended_by: Literal["length", "clock", "stop_request", "walltime", "budget"] = "length"
-    whole, whole_step = first, first_step
-    while n_frames is None or writer.n_frames < n_frames:
-        reason = _step_to_next_frame(simulation, interval, should_stop)
-        if reason is not None:
+    ended_by: EndedBy | None = None
+    while ended_by is None:
+        ended_by = _step_to_next_frame(simulation, interval, should_stop)
+        if ended_by is not None:
             # Between two frames: the segment ends with the last whole one.
-            ended_by = reason
             break
         whole, whole_step = context.getState(positions=True, velocities=True, parameters=True), simulation.currentStep
         seconds = time.monotonic() - began
         on_frame(writer, writer.n_frames * settings.report_interval_ps * 1e-3 / max(seconds, 1e-9) * 86_400)
-        if n_frames is None and seconds >= (settings.segment_minutes or 0.0) * 60.0:
+        if n_frames is not None and writer.n_frames >= n_frames:
+            ended_by = "length"
+        elif minutes is not None and seconds >= minutes * 60.0:
             ended_by = "clock"
-            break
-        reason = should_stop()
-        if reason is not None:
-            ended_by = reason
-            break
+        elif seconds >= save_minutes * 60.0:
+            ended_by = "save"
+        else:
+            ended_by = should_stop()
     seconds = time.monotonic() - began
+    # The reporters close their files when they go.
+    simulation.reporters = []
     if not writer.n_frames:
         raise Interrupted(f"ended by {ended_by} before the first frame: there is nothing to keep")
     writer.flush()
     state_file.write_text(openmm.XmlSerializer.serialize(whole), encoding="utf-8")
-    # The reporters close their files when they go.
-    simulation.reporters.clear()
     steps = whole_step - first_step
     return SegmentResult(
         n_frames=writer.n_frames,
         steps=steps,
         first_step=first_step,
-        start_time_ps=first.getTime().value_in_unit(unit.picosecond),
+        start_time_ps=start_time_ps,
         time_ps=steps * settings.time_step_fs * 1e-3,
         ended_by=ended_by,
         seconds_md=seconds,
@@ -277,8 +301,8 @@ def run_segment(
     )
 
 
-def _begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) -> None:
-    """Put the context where the segment starts."""
+def begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) -> None:
+    """Put the context where a simulation starts or goes on; ``seed`` is that of fresh velocities."""
     context = simulation.context
     if start.state_xml is not None:
         context.setState(openmm.XmlSerializer.deserialize(start.state_xml))
@@ -293,15 +317,30 @@ def _begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int)
 
 
 def _step_to_next_frame(
-    simulation: Any, interval: int, should_stop: Callable[[], StopReason | None]
-) -> StopReason | None:
+    simulation: Any, interval: int, should_stop: Callable[[], EndedBy | None]
+) -> EndedBy | None:
     """Step to the next report in pieces of about a second; a reason to stop ends it between two pieces."""
     left, piece = interval, min(interval, _FIRST_PIECE)
     while left:
         began = time.monotonic()
-        simulation.step(min(piece, left))
+        try:
+            simulation.step(min(piece, left))
+        except (openmm.OpenMMException, ValueError) as error:
+            # OpenMM and its reporters each have their own words for it.
+            if any(word in str(error) for word in ("NaN", "infinite")):
+                raise BlewUpError(f"step {simulation.currentStep}: {error}") from None
+            raise
         left -= min(piece, left)
         if left and (reason := should_stop()) is not None:
             return reason
         piece = max(_FIRST_PIECE, min(interval, int(piece / max(time.monotonic() - began, 1e-6))))
     return None
+
+
+def _mean_kinetic(system: Any, temperature_k: float) -> float:
+    """Mean kinetic energy, kJ/mol, of a system at a temperature: half kT a degree of freedom."""
+    massive = sum(system.getParticleMass(i).value_in_unit(unit.dalton) > 0 for i in range(system.getNumParticles()))
+    freedom = max(1, 3 * massive - system.getNumConstraints())
+    return 0.5 * freedom * (unit.MOLAR_GAS_CONSTANT_R * temperature_k * unit.kelvin).value_in_unit(
+        unit.kilojoules_per_mole
+    )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from entk_app.errors import RecordError
 
 logger = logging.getLogger(__name__)
 
 RecordType = TypeVar("RecordType", bound="Record")
+
+#: Key of a record's own checksum in its file.
+_CHECKSUM = "sha256"
 
 #: JSON has no infinity: an unbounded isolation is written as null.
 UnboundedFloat = Annotated[
@@ -25,9 +30,20 @@ UnboundedFloat = Annotated[
 
 
 class Record(BaseModel):
-    """Base of everything that is kept as JSON in a run folder."""
+    """Base of everything that is kept as JSON in a run folder, each with a checksum of its own (``sha256``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileDigest(Record):
+    """Size and SHA-256 (hexadecimal) of a file."""
+
+    n_bytes: int
+    sha256: str
+
+
+#: Digests by the file's name, of what stands beside a record.
+Digests = dict[str, FileDigest]
 
 
 class FrameRef(Record):
@@ -87,6 +103,7 @@ class SystemRecord(Record):
     ca_indices: tuple[int, ...]
     has_native: bool
     force_field: str
+    files: Digests = Field(default_factory=dict)
 
 
 class SimulationRecord(Record):
@@ -100,7 +117,17 @@ class SimulationRecord(Record):
 
 
 class SimulateTask(Record):
-    """The order to a simulate task: run one segment of one simulation."""
+    """The order to a simulate task: so many frames, or minutes, of one simulation.
+
+    Attributes
+    ----------
+    segment : int
+        Number of the first segment that it publishes; it may publish several, one after the other.
+    previous : int or None
+        Segment whose State it goes on from; None: it begins at ``origin``, or at the initial structure.
+    n_frames, minutes : int, float or None
+        How much is to be run: exactly one of them.
+    """
 
     simulation: int
     segment: int
@@ -108,9 +135,16 @@ class SimulateTask(Record):
     decision: int
     seed: int
     origin: FrameRef | None
+    previous: int | None
+    n_frames: int | None
+    minutes: float | None
     cores: int
     gpus: int
     allow_cpu: bool = False
+
+
+#: Why a segment ends. ``save``: its simulation goes on in the same task, which only made sure of what there was.
+EndedBy = Literal["length", "clock", "save", "stop_request", "walltime", "budget"]
 
 
 class SegmentRecord(Record):
@@ -136,12 +170,13 @@ class SegmentRecord(Record):
     placement: Placement | None = None
     friction_per_ps: float
     temperature_k: float
-    ended_by: Literal["length", "clock", "stop_request", "walltime", "budget"]
+    ended_by: EndedBy
     seconds_setup: float
     seconds_md: float
     ns_per_day: float
     unix_start: float
     unix_end: float
+    files: Digests = Field(default_factory=dict)
 
 
 class SegmentProgress(Record):
@@ -201,6 +236,7 @@ class ModelRecord(Record):
     seed: int
     unix_start: float
     unix_end: float
+    files: Digests = Field(default_factory=dict)
 
 
 class ModelRef(Record):
@@ -270,6 +306,50 @@ class AnalysisRecord(Record):
     placement: Placement | None = None
     unix_start: float
     unix_end: float
+
+
+class TaskFailure(Record):
+    """Why a task failed, in its own words; beside its order, until that is written anew.
+
+    Attributes
+    ----------
+    kind : str
+        ``damaged``: something that it read is not as it was published, ``hung``, ``blew_up``, else ``error``.
+    reason : str
+    damaged : str or None
+        The folder or file that is damaged, relative to the run folder.
+    """
+
+    kind: Literal["damaged", "hung", "blew_up", "error"]
+    reason: str
+    damaged: str | None = None
+    unix: float
+
+
+class SetAside(Record):
+    """Something that is not read as data any more, where it lies now, and why.
+
+    Attributes
+    ----------
+    path, kept_as : str
+        Relative to the run folder.
+    simulation, segment : int or None
+        Of a finished segment that was damaged; its number is not given again.
+    n_frames, decision : int or None
+        Of that segment, where its record can still be read.
+    before_decision : int
+        Decisions from this one on did not know it.
+    """
+
+    path: str
+    kept_as: str
+    reason: str
+    simulation: int | None = None
+    segment: int | None = None
+    n_frames: int | None = None
+    decision: int | None = None
+    before_decision: int
+    unix: float
 
 
 class Action(Record):
@@ -385,7 +465,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_record(path: Path, record: Record) -> None:
     """Publish a record as JSON, whole or not at all."""
-    write_text(path, record.model_dump_json(indent=2) + "\n")
+    write_text(path, json.dumps(_sign(record), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(kind: type[RecordType], path: Path) -> RecordType:
@@ -406,14 +486,14 @@ def read_record(kind: type[RecordType], path: Path) -> RecordType:
 def append_record(path: Path, record: Record) -> None:
     """Append a record as one line of a JSON-lines file, on disk before this returns."""
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(record.model_dump_json() + "\n")
+        stream.write(_to_line(record))
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def write_lines(path: Path, records: Iterable[Record]) -> None:
     """Publish a JSON-lines file anew, whole or not at all."""
-    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+    write_text(path, "".join(map(_to_line, records)))
 
 
 def read_lines(kind: type[RecordType], path: Path) -> Iterator[RecordType]:
@@ -453,9 +533,33 @@ def read_whole_lines(kind: type[RecordType], path: Path) -> list[RecordType]:
     return list(read_lines(kind, path))
 
 
+def _to_line(record: Record) -> str:
+    return json.dumps(_sign(record), ensure_ascii=False) + "\n"
+
+
+def _sign(record: Record) -> dict[str, Any]:
+    """The record's values with their checksum as the last."""
+    values = json.loads(record.model_dump_json())
+    return {**values, _CHECKSUM: _checksum(values)}
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Of the values, however they are laid out: indented or as a line."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _parse(kind: type[RecordType], text: str, where: str) -> RecordType:
     try:
-        return kind.model_validate_json(text)
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise RecordError(f"{where} is not a whole {kind.__name__}: it is no JSON object")
+        given = values.pop(_CHECKSUM, None)
+        # One that was written by hand has none.
+        if given is not None and given != _checksum(values):
+            raise RecordError(f"{where} is not the {kind.__name__} that was written: its checksum differs")
+        return kind.model_validate(values)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RecordError(f"{where} is not a whole {kind.__name__}: {error}") from None
     except ValidationError as error:
         first: Any = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -24,7 +24,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 #: Groups of settings, or single ones, that may differ when a campaign is taken up again: not its physics.
-_CHANGEABLE = ("train", "analyse", "steering", "stop", "resource", "simulate.platform")
+_CHANGEABLE = ("train", "analyse", "steering", "stop", "faults", "resource", "simulate.platform")
 
 
 #: What the command line of a launcher names: ``python app.py``, ``entk-app``, ``python -m entk_app``.

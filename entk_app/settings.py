@@ -167,6 +167,26 @@ class StopSettings(_Group):
     )
 
 
+class FaultSettings(_Group):
+    """What is done against losses: saving, what counts as hung, when to give up."""
+
+    save_minutes: float = Field(
+        5.0,
+        gt=0,
+        le=10_000,
+        description="a running simulation closes and publishes what it has every so many minutes: a kill costs no more",
+    )
+    hang_minutes: float = Field(
+        30.0,
+        gt=0,
+        le=10_000,
+        description="a task that shows no new frame (or epoch, or model analysed) for so long has hung: it has failed",
+    )
+    give_up_after: int = Field(
+        4, ge=1, description="a training or an analysis that fails so often in a row ends the campaign"
+    )
+
+
 class EnvironmentSettings(_Group):
     """Python environments of the tasks, by stage; null: the launcher's own."""
 
@@ -214,6 +234,11 @@ class ResourceSettings(_Group):
     scratch: Path | None = Field(
         None, description="folder, seen by all nodes, for radical's files and logs while it runs; null: the run folder"
     )
+    node_local_path: Path | None = Field(
+        None,
+        description="folder on each node's own disk ($TMPDIR, /raid ...) where tasks write until a result is whole; "
+        "null: the run folder",
+    )
     pre_exec: tuple[str, ...] = Field((), description="shell lines run before every task (module load ...)")
     environments: EnvironmentSettings = Field(default_factory=EnvironmentSettings)
 
@@ -234,6 +259,7 @@ class Settings(_Group):
     analyse: AnalyseSettings = Field(default_factory=AnalyseSettings)
     steering: SteeringSettings = Field(default_factory=SteeringSettings)
     stop: StopSettings = Field(default_factory=StopSettings)
+    faults: FaultSettings = Field(default_factory=FaultSettings)
     resource: ResourceSettings = Field(default_factory=ResourceSettings)
 
     @model_validator(mode="after")

@@ -40,13 +40,31 @@ class Slots:
 
 @dataclass(frozen=True)
 class SimulationHistory:
-    """One trajectory so far."""
+    """One trajectory so far.
+
+    Attributes
+    ----------
+    lost : frozenset of int
+        Numbers of segments that were set aside: no data any more, and not given again.
+    failures : int
+        Tasks that failed in a row, the last because of ``failure``.
+    """
 
     simulation: int
     origin: FrameRef | None = None
     segments: tuple[SegmentRecord, ...] = ()
     alive: bool = True
     failures: int = 0
+    failure: str = ""
+    lost: frozenset[int] = frozenset()
+
+    @property
+    def next_segment(self) -> int:
+        return 1 + max((*(s.segment for s in self.segments), *self.lost), default=-1)
+
+    def has(self, ref: FrameRef) -> bool:
+        """Whether a frame of this simulation is data."""
+        return any(s.segment == ref.segment and ref.frame < s.n_frames for s in self.segments)
 
     @property
     def n_frames(self) -> int:
@@ -125,7 +143,8 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
     if stop is not None:
         return stop
     if history.alive and all(s.failures >= MAX_FAILURES for s in history.alive):
-        return _stop(history, "failed", f"every simulation failed {MAX_FAILURES} times in a row")
+        reason = f"every simulation failed {MAX_FAILURES} times in a row; the last: {history.alive[-1].failure}"
+        return decide_stop(history, "failed", reason)
     ended, going_on = _end_failed(history.alive)
     wanted = settings.steering.initial_frames
     if 0 < history.n_frames < wanted or not history.n_frames:
@@ -174,7 +193,7 @@ def decide_after_analysis(
     stop = find_stop(history, settings)
     done = slots.count_iterations(history.iteration)
     if stop is None and done >= settings.stop.max_iterations:
-        stop = _stop(history, "max_iterations", f"{done} iterations done, stop.max_iterations reached")
+        stop = decide_stop(history, "max_iterations", f"{done} iterations done, stop.max_iterations reached")
     if stop is not None:
         return stop.model_copy(update={"n_outliers": n_outliers})
 
@@ -317,18 +336,19 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
     best, lowest = history.best, history.min_rmsd_angstrom
     target = stop.target_rmsd_angstrom
     if target is not None and best is not None and lowest is not None and lowest <= target:
-        return _stop(
+        return decide_stop(
             history,
             "target_rmsd",
             f"folded: simulation {best.simulation} segment {best.segment} frame {best.min_rmsd_frame} is at "
             f"{lowest:.2f} Å, the target is {target:g} Å",
         )
     if stop.max_time_us is not None and history.time_us >= stop.max_time_us * (1 - 1e-9):
-        return _stop(history, "max_time", f"{history.time_us:.6g} µs simulated, stop.max_time_us reached")
+        return decide_stop(history, "max_time", f"{history.time_us:.6g} µs simulated, stop.max_time_us reached")
     if history.seconds_left <= 0:
-        return _stop(history, history.limit, f"the {history.limit} is used up; what was running was ended in order")
+        reason = f"the {history.limit} is used up; what was running was ended in order"
+        return decide_stop(history, history.limit, reason)
     if history.seconds_left < history.seconds_needed:
-        return _stop(
+        return decide_stop(
             history,
             history.limit,
             f"{history.seconds_left / 60:.1f} min of {history.limit} left, the next stage takes about "
@@ -337,7 +357,8 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
     return None
 
 
-def _stop(history: History, stop_reason: str, reason: str) -> Decision:
+def decide_stop(history: History, stop_reason: str, reason: str) -> Decision:
+    """The end of the campaign on this pilot."""
     return _decision(history, "stop", reason, ()).model_copy(update={"stop_reason": stop_reason})
 
 
@@ -359,7 +380,7 @@ def _end_failed(alive: Iterable[SimulationHistory]) -> tuple[tuple[Action, ...],
     ended, going_on = [], []
     for simulation in alive:
         if simulation.failures >= MAX_FAILURES:
-            reason = f"its task failed {simulation.failures} times in a row"
+            reason = f"its task failed {simulation.failures} times in a row: {simulation.failure}"
             ended.append(Action(kind="end", simulation=simulation.simulation, reason=reason))
         else:
             going_on.append(simulation)

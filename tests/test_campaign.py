@@ -197,7 +197,7 @@ def test_a_simulation_that_always_fails_is_ended_and_the_others_go_on(tmp_path, 
     assert (summary.stop_reason, summary.n_failed_tasks) == ("max_iterations", 2)
     ends = [a for d in campaign.decisions for a in d.actions if a.kind == "end"]
     assert [action.simulation for action in ends] == [0]
-    assert "failed 2 times" in ends[0].reason
+    assert ends[0].reason == "its task failed 2 times in a row: RuntimeError: made to fail"
 
 
 def test_when_every_simulation_fails_the_campaign_fails(tmp_path, monkeypatch):
@@ -216,17 +216,51 @@ def test_a_failed_training_leaves_the_other_models(tmp_path, monkeypatch):
 
 def test_learning_that_fails_again_and_again_ends_the_campaign(tmp_path, monkeypatch):
     failing(monkeypatch, lambda kind, order: kind == "train")
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("faults.give_up_after=2"))
     summary = run_campaign(campaign)
     assert (summary.stop_reason, summary.n_iterations) == ("failed", 2)
-    assert "learning failed 2 times" in summary.message
+    assert "training of latent size 3 failed 2 times in a row" in summary.message
+    assert "RuntimeError: made to fail" in summary.message
 
 
 def test_trainings_that_begin_to_fail_end_the_campaign_though_old_models_are_there(tmp_path, monkeypatch):
     failing(monkeypatch, lambda kind, order: kind == "train" and "iteration-0001" not in str(order))
-    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=9"))
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=9", "faults.give_up_after=2"))
     summary = run_campaign(campaign)
     assert (summary.stop_reason, summary.n_iterations) == ("failed", 3)
+
+
+def test_an_analysis_that_fails_is_retried(tmp_path, monkeypatch):
+    tries = []
+
+    def fails(kind, order):
+        tries.extend([order] if kind == "analyse" else [])
+        return kind == "analyse" and len(tries) == 1
+
+    failing(monkeypatch, fails)
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=1"))
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_failed_tasks, len(tries)) == ("max_iterations", 1, 2)
+    assert summary.n_outliers > 0
+
+
+def test_an_iteration_without_an_analysis_goes_on_without_restarts(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "analyse" and "0001" in order.name)
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=2", "steering.min_restarts=1"))
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_failed_tasks) == ("max_iterations", 2)
+    assert {action.kind for action in campaign.decisions[2].actions} == {"continue"}
+    assert all("no analysis" in action.reason for action in campaign.decisions[2].actions)
+
+
+def test_an_analysis_that_always_fails_ends_the_campaign_with_its_reason(tmp_path, monkeypatch):
+    failing(monkeypatch, lambda kind, order: kind == "analyse")
+    campaign = prepare(tmp_path / "run", tiny_settings("stop.max_iterations=9"))
+    summary = run_campaign(campaign)
+    assert (summary.stop_reason, summary.n_iterations, summary.n_failed_tasks) == ("failed", 2, 4)
+    assert "the analysis failed 4 times in a row" in summary.message
+    assert "made to fail" in summary.message
+    assert campaign.last_failed_task == "analyse.0002.try2"
 
 
 def test_a_closed_output_does_not_end_a_campaign(tmp_path):

@@ -25,8 +25,9 @@ from entk_app.frames import (
     read_start_positions,
     write_embeddings,
 )
+from entk_app.integrity import DamagedError, digest_files
 from entk_app.layout import RunLayout
-from entk_app.records import SegmentKey
+from entk_app.records import SegmentKey, SegmentRecord, write_record
 
 N_RESIDUES = 12
 
@@ -42,6 +43,16 @@ def write_segment(layout, simulation, segment, n_frames, native=None, flush_fram
     for frame in range(n_frames):
         writer.add(100 * (frame + 1), 0.2 * (frame + 1), chain(frame_seed(simulation, segment, frame)))
     writer.flush()
+    write_record(
+        layout.segment(simulation, segment).record,
+        SegmentRecord(
+            simulation=simulation, segment=segment, iteration=1, decision=0, origin=None, seed=1, n_frames=n_frames,
+            steps=100, first_step=0, time_ps=1.0, start_time_ps=0.0, min_rmsd_angstrom=None, min_rmsd_frame=None,
+            last_rmsd_angstrom=None, platform="CPU", device=None, cores=1, friction_per_ps=1.0, temperature_k=300.0,
+            ended_by="length", seconds_setup=0.1, seconds_md=1.0, ns_per_day=1.0, unix_start=0.0, unix_end=1.0,
+            files=digest_files([path]),
+        ),
+    )  # fmt: skip
     return SegmentKey(simulation=simulation, segment=segment, n_frames=n_frames)
 
 
@@ -114,6 +125,25 @@ def test_a_segment_of_another_length_than_its_record_is_refused(tmp_path):
         read_frames(layout, [key.model_copy(update={"n_frames": 6})])
 
 
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no record"])
+def test_a_damaged_segment_is_never_read(tmp_path, damage):
+    layout = RunLayout(tmp_path)
+    keys = [write_segment(layout, 0, segment, 50) for segment in range(2)]
+    paths = layout.segment(0, 1)
+    content = bytearray(paths.frames.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    if damage == "flipped":
+        paths.frames.write_bytes(content)
+    elif damage == "truncated":
+        os.truncate(paths.frames, 3000)
+    else:
+        (paths.frames if damage == "missing" else paths.record).unlink()
+    with pytest.raises(DamagedError) as caught:
+        read_frames(layout, keys)
+    assert caught.value.result == paths.folder
+    assert len(read_frames(layout, keys[:1])) == 50
+
+
 def test_no_frames_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no frames"):
         read_frames(RunLayout(tmp_path), [])
@@ -155,3 +185,21 @@ def test_embeddings_are_kept_per_segment_and_only_whole_ones_are_given(tmp_path)
     found = read_embeddings(path, [one, two])
     assert {key.segment: float(values[0, 0]) for key, values in found.items()} == {0: 1.0, 1: 2.0}
     assert read_embeddings(path, [one.model_copy(update={"n_frames": 5})]) == {}
+
+
+def test_damaged_embeddings_are_made_anew(tmp_path):
+    path = tmp_path / "embeddings.h5"
+    keys = [SegmentKey(simulation=0, segment=n, n_frames=400) for n in range(2)]
+    write_embeddings(path, {key: np.full((400, 3), 1.0 + key.segment) for key in keys})
+    content = bytearray(path.read_bytes())
+    place = content.index(np.full(20, 2.0, "<f4").tobytes())
+    content[place + 3] ^= 1
+    path.write_bytes(content)
+    assert list(read_embeddings(path, keys)) == keys[:1]
+    write_embeddings(path, {keys[1]: np.full((400, 3), 2.0)})
+    assert list(read_embeddings(path, keys)) == keys
+    # As a killed task leaves it.
+    os.truncate(path, 1000)
+    assert read_embeddings(path, keys) == {}
+    write_embeddings(path, {keys[0]: np.ones((400, 3))})
+    assert list(read_embeddings(path, keys)) == keys[:1]

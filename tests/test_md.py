@@ -37,8 +37,10 @@ def run(built, settings, folder, start, n_frames, seed=1, **kwargs):
         )
         return FrameWriter(folder / "frames.h5", built.record.n_residues, built.native.positions, 8.0, positions)
 
+    md.begin(simulation, start, settings.simulate, seed)
     result = md.run_segment(
-        simulation, start, settings.simulate, folder, make_writer, built.record.ca_indices, seed, n_frames,
+        simulation, settings.simulate, folder, make_writer, built.record.ca_indices, n_frames,
+        settings.simulate.segment_minutes, settings.faults.save_minutes,
         names=("trajectory.dcd", "log.csv", "state.xml"), **kwargs,
     )  # fmt: skip
     return result, seen

@@ -12,6 +12,7 @@ from openmm import app, unit
 
 from entk_app import geometry
 from entk_app.errors import StructureError
+from entk_app.integrity import DamagedError
 from entk_app.layout import RunLayout
 from entk_app.settings import build_settings
 from entk_app.systems import build_system, write_system
@@ -83,10 +84,19 @@ def test_a_system_is_read_back_as_written(villin, tmp_path):
     layout = RunLayout(tmp_path)
     write_system(villin, layout)
     loaded = load_system(layout)
-    assert loaded.record == villin.record
+    assert loaded.record.model_copy(update={"files": {}}) == villin.record
+    assert set(loaded.record.files) == {"topology.pdb", "native.pdb", "system.xml"}
     np.testing.assert_allclose(loaded.start, villin.start.positions, atol=5.1e-4)
     np.testing.assert_allclose(loaded.native_ca, villin.native.positions, atol=1e-9)
     assert openmm.XmlSerializer.serialize(loaded.system) == openmm.XmlSerializer.serialize(villin.system)
+
+
+def test_a_system_that_was_changed_is_not_run(villin, tmp_path):
+    layout = RunLayout(tmp_path)
+    write_system(villin, layout)
+    layout.system_xml.write_text(layout.system_xml.read_text().replace("110", "111", 1))
+    with pytest.raises(DamagedError, match="system.xml is altered"):
+        load_system(layout)
 
 
 # The paper's protocol.

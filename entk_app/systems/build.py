@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from entk_app.errors import StructureError
+from entk_app.integrity import check_file, digest_files
 from entk_app.layout import RunLayout
 from entk_app.records import SystemRecord, read_record, write_record, write_text
 from entk_app.settings import Settings, suggest
@@ -117,7 +118,9 @@ def write_system(built: BuiltSystem, layout: RunLayout) -> None:
     if built.native is not None:
         write_text(layout.native, _to_pdb(built.native))
     write_text(layout.system_xml, openmm.XmlSerializer.serialize(built.system))
-    write_record(layout.system_record, built.record)
+    written = (layout.topology, layout.native, layout.system_xml)
+    files = digest_files(path for path in written if path.exists())
+    write_record(layout.system_record, built.record.model_copy(update={"files": files}))
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,16 @@ class LoadedSystem:
 
 
 def load_system(layout: RunLayout) -> LoadedSystem:
-    """Read what :func:`write_system` wrote."""
+    """Read what :func:`write_system` wrote.
+
+    Raises
+    ------
+    DamagedError
+        It is not what was written.
+    """
     record = read_record(SystemRecord, layout.system_record)
+    for path in (layout.topology, layout.system_xml, *((layout.native,) if record.has_native else ())):
+        check_file(path, record.files)
     pdb = app.PDBFile(str(layout.topology))
     native = None
     if record.has_native:

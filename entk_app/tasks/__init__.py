@@ -13,10 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from entk_app.errors import EntkAppError, Interrupted
-from entk_app.layout import RunLayout
+from entk_app.errors import BlewUpError, EntkAppError, Interrupted
+from entk_app.integrity import DamagedError
+from entk_app.layout import RunLayout, failure_of
 from entk_app.placement import take_place
-from entk_app.records import Deadline, read_record
+from entk_app.records import Deadline, TaskFailure, read_record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,31 @@ def run_task(kind: str, run: Path, order: Path) -> None:
         # Nor is a library imported for nothing while the pilot's last seconds run.
         raise Interrupted(f"ended by {reason} before it began: there is nothing to keep")
     import_module(f"entk_app.tasks.{kind}").run(layout, order, placement)
+
+
+def note_failure(layout: RunLayout, order: Path, error: Exception) -> None:
+    """Leave the reason of a failure beside the order, for the campaign to act on."""
+    kind: Literal["damaged", "blew_up", "error"] = "error"
+    damaged = None
+    if isinstance(error, DamagedError):
+        kind, damaged = "damaged", error.result.relative_to(layout.root).as_posix()
+    elif isinstance(error, BlewUpError):
+        kind = "blew_up"
+    words = str(error) or type(error).__name__
+    reason = words if isinstance(error, EntkAppError) else f"{type(error).__name__}: {words}"
+    write_failure(order, TaskFailure(kind=kind, reason=reason, damaged=damaged, unix=time.time()))
+
+
+def write_failure(order: Path, failure: TaskFailure) -> None:
+    """Likewise, in these words."""
+    if not order.exists():
+        # Started by hand, for something that no campaign asked.
+        return
+    try:
+        write_record(failure_of(order), failure)
+    except OSError as error:
+        # The disk may be why it failed; the task's log has the reason too.
+        logger.error("the failure could not be noted: %s", error)
 
 
 #: Set by a SIGTERM: a batch system sends one some seconds before it kills.

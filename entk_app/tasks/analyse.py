@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from entk_app.errors import DataError
 from entk_app.frames import Frames, read_embeddings, read_frames, write_embeddings
+from entk_app.integrity import check_file, read_model
 from entk_app.layout import RunLayout
 from entk_app.outliers import OutlierSet, find_outliers
 from entk_app.records import (
@@ -29,6 +30,7 @@ from entk_app.records import (
     write_record,
 )
 from entk_app.settings import build_settings, read_config
+from entk_app.tasks import hang
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,17 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     unix_start = time.time()
     task = read_record(AnalyseTask, order)
     settings = build_settings(read_config(layout.settings)).analyse
-    records = [read_record(ModelRecord, layout.model(ref.iteration, ref.latent_dim).record) for ref in task.models]
+    records = [_read_model(layout, ref) for ref in task.models]
     best = choose_best(records)
     frames = read_frames(layout, task.segments)
     seconds_encode = seconds_outliers = 0.0
     found: list[tuple[ModelRef, OutlierSet]] = []
     for ref in choose_models(records, settings.models):
+        hang.beat()
         began = time.monotonic()
         latent = encode_frames(layout, ref, frames, task.cores, task.gpus, task.allow_cpu)
         seconds_encode += time.monotonic() - began
+        hang.beat()
         began = time.monotonic()
         found.append((ref, find_outliers(latent, settings.max_outliers, settings.min_samples, workers=task.cores)))
         seconds_outliers += time.monotonic() - began
@@ -78,6 +82,13 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
         ),
     )
     logger.info("%d outliers among %d frames", len(outliers), len(frames))
+
+
+def _read_model(layout: RunLayout, ref: ModelRef) -> ModelRecord:
+    paths = layout.model(ref.iteration, ref.latent_dim)
+    record = read_model(paths)
+    check_file(paths.encoder, record.files)
+    return record
 
 
 def choose_best(records: Sequence[ModelRecord]) -> ModelRef:

@@ -1,20 +1,24 @@
-"""Simulate task: one segment of one simulation, from its State, an outlier or the initial structure."""
+"""Simulate task: segments of one simulation, from its State, an outlier or the initial structure."""
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entk_app import md
-from entk_app.errors import DataError
+from entk_app.errors import DataError, Interrupted
 from entk_app.frames import FrameWriter
-from entk_app.layout import RunLayout
+from entk_app.integrity import check_file, digest_files, read_segment
+from entk_app.layout import RunLayout, SegmentPaths
+from entk_app.publish import Workplace
 from entk_app.records import (
     FrameRef,
     Placement,
@@ -26,7 +30,7 @@ from entk_app.records import (
 )
 from entk_app.settings import Settings, build_settings, read_config
 from entk_app.systems.build import LoadedSystem, load_system, write_positions
-from entk_app.tasks import Stopper
+from entk_app.tasks import Stopper, hang
 
 logger = logging.getLogger(__name__)
 
@@ -35,65 +39,139 @@ _PROGRESS_SECONDS = 2.0
 
 
 def run(layout: RunLayout, order: Path, placement: Placement) -> None:
-    """Run the segment that the order asks for and publish its folder."""
+    """Simulate what the order asks for, and publish it segment by segment."""
     unix_start = time.time()
     task = read_record(SimulateTask, order)
     settings = build_settings(read_config(layout.settings))
     loaded = load_system(layout)
-    paths = layout.segment(task.simulation, task.segment)
-    work = paths.in_work()
-    if paths.folder.exists():
-        raise DataError(f"{paths.folder} is there already: a finished segment is never run again")
-    # What an earlier try of this very segment left is not data.
-    shutil.rmtree(work.folder, ignore_errors=True)
-    work.folder.mkdir(parents=True)
     start = find_start(layout, task, loaded)
     noise_seed, velocity_seed = (int(s) for s in np.random.SeedSequence(task.seed).generate_state(2) >> 1)
     simulation, platform = md.create_context(
         loaded.topology, loaded.system, settings.simulate, noise_seed, task.cores, task.gpus, task.allow_cpu
     )
-    logger.info("%s on %s", paths.folder.name, platform)
-    seconds_setup = time.time() - unix_start
-
-    def make_writer(positions: NDArray[np.floating]) -> FrameWriter:
-        if task.segment == 0:
-            write_positions(layout.start_structure(task.simulation), loaded.topology, positions)
-        return FrameWriter(
-            work.frames,
-            loaded.record.n_residues,
-            loaded.native_ca,
-            settings.simulate.contact_cutoff_angstrom,
-            positions,
-        )
-
-    result = md.run_segment(
-        simulation,
-        start,
-        settings.simulate,
-        work.folder,
-        make_writer,
-        loaded.record.ca_indices,
-        velocity_seed,
-        settings.frames_per_segment,
-        names=(work.trajectory.name, work.log.name, work.state.name),
-        should_stop=Stopper(layout),
-        on_frame=_report_progress(task, work.progress),
-    )
-    work.progress.unlink(missing_ok=True)
-    record = _to_record(task, settings, result, platform, placement, seconds_setup, unix_start)
-    write_record(work.record, record)
-    os.replace(work.folder, paths.folder)
-    logger.info("%d frames, lowest RMSD %s", record.n_frames, record.min_rmsd_angstrom)
+    logger.info("simulation %d on %s", task.simulation, platform)
+    md.begin(simulation, start, settings.simulate, velocity_seed)
+    running = _Running(layout, task, settings, loaded, simulation, platform, placement, Stopper(layout))
+    segment, n_frames, minutes = task.segment, task.n_frames, task.minutes
+    record = running.run_segment(segment, n_frames, minutes, unix_start)
+    while record.ended_by == "save":
+        segment += 1
+        n_frames = None if n_frames is None else n_frames - record.n_frames
+        minutes = None if minutes is None else minutes - record.seconds_md / 60.0
+        record = running.run_segment(segment, n_frames, minutes, record.unix_end)
 
 
 def find_start(layout: RunLayout, task: SimulateTask, loaded: LoadedSystem) -> md.Start:
-    """The State of the segment before, else the outlier's frame, else the initial structure."""
-    if task.segment > 0:
-        before = layout.segment(task.simulation, task.segment - 1).state
-        return md.Start(state_xml=before.read_text(encoding="utf-8"))
+    """The State of the segment before, else the outlier's frame, else the initial structure.
+
+    Raises
+    ------
+    DamagedError
+        The State or the outlier's trajectory is not as it was published.
+    """
+    if task.previous is not None:
+        before = layout.segment(task.simulation, task.previous)
+        check_file(before.state, read_segment(before).files)
+        return md.Start(state_xml=before.state.read_text(encoding="utf-8"))
     if task.origin is not None:
         return md.Start(positions=read_frame_positions(layout, task.origin))
     return md.Start(positions=loaded.start, minimise=True)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A simulation in its context, and what all segments of a task have in common."""
+
+    layout: RunLayout
+    task: SimulateTask
+    settings: Settings
+    loaded: LoadedSystem
+    simulation: Any
+    platform: str
+    placement: Placement
+    stopper: Stopper
+
+    def run_segment(
+        self, segment: int, n_frames: int | None, minutes: float | None, unix_start: float
+    ) -> SegmentRecord:
+        """One segment, from its first step to its publication."""
+        task, seconds_setup = self.task, time.time() - unix_start
+        paths = self.layout.segment(task.simulation, segment)
+        if paths.folder.exists():
+            raise DataError(f"{paths.folder} is there already: a finished segment is never run again")
+        place = Workplace(paths.folder, self.settings.resource.node_local_path)
+        work, progress = SegmentPaths(place.folder), SegmentPaths(place.partial).progress
+        try:
+            result = md.run_segment(
+                self.simulation,
+                self.settings.simulate,
+                work.folder,
+                lambda positions: self._make_writer(work.frames, segment, positions),
+                self.loaded.record.ca_indices,
+                n_frames,
+                minutes,
+                self.settings.faults.save_minutes,
+                names=(work.trajectory.name, work.log.name, work.state.name),
+                should_stop=self.stopper,
+                on_frame=_report_progress(task.simulation, segment, progress),
+            )
+            record = self._to_record(segment, result, seconds_setup, unix_start).model_copy(
+                update={"files": digest_files((work.trajectory, work.frames, work.state, work.log))}
+            )
+            write_record(work.record, record)
+            progress.unlink(missing_ok=True)
+            place.publish()
+        except Interrupted:
+            # Before its first frame: nothing is lost.
+            shutil.rmtree(place.partial)
+            raise
+        finally:
+            place.discard()
+        logger.info("segment %d: %d frames, lowest RMSD %s", segment, record.n_frames, record.min_rmsd_angstrom)
+        return record
+
+    def _make_writer(self, path: Path, segment: int, positions: NDArray[np.floating]) -> FrameWriter:
+        if segment == 0:
+            write_positions(self.layout.start_structure(self.task.simulation), self.loaded.topology, positions)
+        return FrameWriter(
+            path,
+            self.loaded.record.n_residues,
+            self.loaded.native_ca,
+            self.settings.simulate.contact_cutoff_angstrom,
+            positions,
+        )
+
+    def _to_record(
+        self, segment: int, result: md.SegmentResult, seconds_setup: float, unix_start: float
+    ) -> SegmentRecord:
+        return SegmentRecord(
+            simulation=self.task.simulation,
+            segment=segment,
+            iteration=self.task.iteration,
+            decision=self.task.decision,
+            origin=self.task.origin,
+            seed=self.task.seed,
+            n_frames=result.n_frames,
+            steps=result.steps,
+            first_step=result.first_step,
+            time_ps=result.time_ps,
+            start_time_ps=result.start_time_ps,
+            min_rmsd_angstrom=result.min_rmsd,
+            min_rmsd_frame=result.min_rmsd_frame,
+            last_rmsd_angstrom=result.last_rmsd,
+            platform=self.platform,
+            device=self.placement.device,
+            cores=self.task.cores,
+            placement=self.placement,
+            friction_per_ps=self.settings.simulate.friction_per_ps,
+            temperature_k=self.settings.simulate.temperature_k,
+            ended_by=result.ended_by,
+            seconds_setup=seconds_setup,
+            seconds_md=result.seconds_md,
+            ns_per_day=result.ns_per_day,
+            unix_start=unix_start,
+            unix_end=time.time(),
+        )
 
 
 def read_frame_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64]:
@@ -101,12 +179,16 @@ def read_frame_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64
 
     Raises
     ------
+    DamagedError
+        The trajectory is not as it was published.
     DataError
         The trajectory has no such frame.
     """
     from MDAnalysis.lib.formats.libdcd import DCDFile
 
-    path = layout.segment(ref.simulation, ref.segment).trajectory
+    paths = layout.segment(ref.simulation, ref.segment)
+    path = paths.trajectory
+    check_file(path, read_segment(paths).files)
     with DCDFile(str(path)) as trajectory:
         if not 0 <= ref.frame < len(trajectory):
             raise DataError(f"{path} has {len(trajectory)} frames, there is no frame {ref.frame}")
@@ -114,11 +196,12 @@ def read_frame_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64
         return trajectory.read().xyz.astype(np.float64)
 
 
-def _report_progress(task: SimulateTask, path: Path):
+def _report_progress(simulation: int, segment: int, path: Path) -> Callable[[FrameWriter, float], None]:
     last = time.monotonic()
 
     def report(writer: FrameWriter, ns_per_day: float) -> None:
         nonlocal last
+        hang.beat()
         now = time.monotonic()
         if now - last < _PROGRESS_SECONDS:
             return
@@ -126,8 +209,8 @@ def _report_progress(task: SimulateTask, path: Path):
         write_record(
             path,
             SegmentProgress(
-                simulation=task.simulation,
-                segment=task.segment,
+                simulation=simulation,
+                segment=segment,
                 n_frames=writer.n_frames,
                 min_rmsd_angstrom=writer.min_rmsd,
                 ns_per_day=ns_per_day,
@@ -135,42 +218,3 @@ def _report_progress(task: SimulateTask, path: Path):
         )
 
     return report
-
-
-def _to_record(
-    task: SimulateTask,
-    settings: Settings,
-    result: md.SegmentResult,
-    platform: str,
-    placement: Placement,
-    seconds_setup: float,
-    unix_start: float,
-) -> SegmentRecord:
-    return SegmentRecord(
-        simulation=task.simulation,
-        segment=task.segment,
-        iteration=task.iteration,
-        decision=task.decision,
-        origin=task.origin,
-        seed=task.seed,
-        n_frames=result.n_frames,
-        steps=result.steps,
-        first_step=result.first_step,
-        time_ps=result.time_ps,
-        start_time_ps=result.start_time_ps,
-        min_rmsd_angstrom=result.min_rmsd,
-        min_rmsd_frame=result.min_rmsd_frame,
-        last_rmsd_angstrom=result.last_rmsd,
-        platform=platform,
-        device=placement.device,
-        cores=task.cores,
-        placement=placement,
-        friction_per_ps=settings.simulate.friction_per_ps,
-        temperature_k=settings.simulate.temperature_k,
-        ended_by=result.ended_by,
-        seconds_setup=seconds_setup,
-        seconds_md=result.seconds_md,
-        ns_per_day=result.ns_per_day,
-        unix_start=unix_start,
-        unix_end=time.time(),
-    )

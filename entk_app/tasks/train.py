@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -12,10 +10,12 @@ import numpy as np
 
 from entk_app import cvae
 from entk_app.frames import Frames, read_frames, write_embeddings
-from entk_app.layout import RunLayout
+from entk_app.integrity import digest_files
+from entk_app.layout import ModelPaths, RunLayout
+from entk_app.publish import Workplace
 from entk_app.records import ModelRecord, Placement, TrainTask, read_record, write_record
 from entk_app.settings import build_settings, read_config
-from entk_app.tasks import Stopper
+from entk_app.tasks import Stopper, hang
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     generator = np.random.default_rng([campaign.seed, task.iteration])
     train_rows, held_out_rows = cvae.split_blocks(lengths, settings, generator)
     stopper = Stopper(layout)
+
+    def should_stop() -> bool:
+        hang.beat()
+        return stopper() is not None
+
     seconds_load = time.time() - unix_start
     training = cvae.train_model(
         frames.packed,
@@ -41,13 +46,12 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
         held_out_rows,
         settings,
         task.latent_dim,
-        should_stop=lambda: stopper() is not None,
+        should_stop=should_stop,
     )
     seconds_train = time.time() - unix_start - seconds_load
     paths = layout.model(task.iteration, task.latent_dim)
-    work = type(paths)(paths.folder.with_name(paths.folder.name + ".partial"))
-    shutil.rmtree(work.folder, ignore_errors=True)
-    work.folder.mkdir(parents=True)
+    place = Workplace(paths.folder, campaign.resource.node_local_path)
+    work = ModelPaths(place.folder)
     cvae.save_model(training.model, work.encoder, work.decoder)
     cvae.write_history(work.history, training.history)
     inference_ms = None
@@ -80,11 +84,10 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
             seed=task.seed,
             unix_start=unix_start,
             unix_end=time.time(),
+            files=digest_files((work.encoder, work.decoder, work.history)),
         ),
     )
-    # A retry replaces what an earlier try published.
-    shutil.rmtree(paths.folder, ignore_errors=True)
-    os.replace(work.folder, paths.folder)
+    place.publish()
     logger.info(
         "latent %d: held-out reconstruction %.3f after %d epochs (best %d)",
         task.latent_dim,

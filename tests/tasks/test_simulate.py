@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from itertools import pairwise
 
 import MDAnalysis
 import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
 
-from entk_app.errors import DataError, Interrupted
+from entk_app import md
+from entk_app.errors import BlewUpError, DataError, Interrupted
 from entk_app.frames import read_columns, read_start_positions
+from entk_app.integrity import DamagedError, digest_file
+from entk_app.publish import ScratchError
 from entk_app.records import Deadline, FrameRef, SegmentRecord, SimulateTask, read_record, write_record
 from entk_app.tasks import run_task, simulate
 
@@ -27,8 +32,9 @@ def begun(tmp_path):
 def order(campaign, simulation, segment, origin=None, **values):
     path = campaign.layout.segment(simulation, segment).task
     task = SimulateTask(
-        simulation=simulation, segment=segment, iteration=1, decision=0, seed=5, origin=origin, cores=1, gpus=0
-    )
+        simulation=simulation, segment=segment, iteration=1, decision=0, seed=5, origin=origin, cores=1, gpus=0,
+        previous=segment - 1 if segment else None, n_frames=campaign.settings.frames_per_segment, minutes=None,
+    )  # fmt: skip
     write_record(path, task.model_copy(update=values))
     return path
 
@@ -139,3 +145,98 @@ def test_asked_to_stop_before_its_first_frame_a_segment_publishes_nothing(begun)
     with pytest.raises(Interrupted, match="before it began"):
         run_task("simulate", begun.layout.root, order(begun, 0, 1))
     assert not begun.layout.segment(0, 1).folder.exists()
+
+
+def save_often(campaign):
+    """Let every frame that takes any time at all close a segment: as often as a simulation can be saved."""
+    text = campaign.layout.settings.read_text()
+    assert "save_minutes: 5.0" in text
+    campaign.layout.settings.write_text(text.replace("save_minutes: 5.0", "save_minutes: 1.0e-9"))
+
+
+def test_a_long_task_publishes_what_it_has_every_few_minutes(begun):
+    save_often(begun)
+    run_task("simulate", begun.layout.root, order(begun, 0, 1, n_frames=4))
+    records = [read_record(SegmentRecord, begun.layout.segment(0, number).record) for number in range(5)]
+    assert [(r.n_frames, r.ended_by) for r in records[1:]] == [(1, "save")] * 3 + [(1, "length")]
+    # One trajectory: each begins at the very step and positions where the one before ended.
+    for before, record in pairwise(records):
+        assert record.first_step == before.first_step + before.steps
+        start = read_start_positions(begun.layout.segment(0, record.segment).frames)
+        trajectory = MDAnalysis.Universe(
+            str(begun.layout.topology), str(begun.layout.segment(0, before.segment).trajectory)
+        ).trajectory
+        np.testing.assert_allclose(start, trajectory[-1].positions, atol=1e-4)
+    assert all(r.unix_start >= before.unix_end for before, r in pairwise(records[1:]))
+
+
+def test_saving_does_not_change_the_trajectory(tmp_path):
+    found = []
+    for name in ("seldom", "often"):
+        campaign = prepare(tmp_path / name, tiny_settings(), cores=1)
+        if name == "often":
+            save_often(campaign)
+        run_task("simulate", campaign.layout.root, order(campaign, 0, 0, n_frames=5))
+        numbers = campaign.layout.segment_numbers(0)
+        columns = [read_columns(campaign.layout.segment(0, number).frames)["rmsd_angstrom"] for number in numbers]
+        found.append(np.concatenate(columns))
+    np.testing.assert_array_equal(*found)
+    assert len(numbers) == 5
+
+
+@pytest.mark.parametrize("where", ["made", "relative", "unset", "a file"])
+def test_a_task_writes_to_the_nodes_own_disk_and_publishes_whole(begun, tmp_path, monkeypatch, where):
+    named = {"made": "$NODE_DISK/mine", "relative": "scratch", "unset": "$NOT_SET/x", "a file": "$NODE_DISK/file"}
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("in the way")
+    settings = begun.layout.settings
+    settings.write_text(settings.read_text().replace("node_local_path: null", f"node_local_path: {named[where]}"))
+    if where != "made":
+        with pytest.raises(ScratchError, match="resource.node_local_path = "):
+            run_task("simulate", begun.layout.root, order(begun, 0, 1))
+        return
+    seen = set()
+    real = md.run_segment
+
+    def run(simulation, settings, folder, *args, **kwargs):
+        seen.add(folder)
+        return real(simulation, settings, folder, *args, **kwargs)
+
+    monkeypatch.setattr(md, "run_segment", run)
+    run_task("simulate", begun.layout.root, order(begun, 0, 1))
+    assert all(folder.is_relative_to(tmp_path / "disk" / "mine") for folder in seen) and seen
+    record = read_record(SegmentRecord, begun.layout.segment(0, 1).record)
+    assert {name: digest_file(begun.layout.segment(0, 1).folder / name) for name in record.files} == record.files
+    assert not [path for path in (tmp_path / "disk" / "mine").rglob("*") if path.is_file()]
+
+
+def test_a_simulation_that_blows_up_says_so_and_publishes_nothing(begun):
+    state = begun.layout.segment(0, 0).state
+    text = state.read_text()
+    # A velocity that no thermostat tames: 10 km/s and more.
+    broken = re.sub(r'(<Velocities>\s*<Velocity [^>]*x=")[^"]*', r"\g<1>100000", text)
+    assert broken != text
+    state.write_text(broken)
+    forget_digests(begun)
+    with pytest.raises(BlewUpError, match="step 3[0-9]{3}"):
+        run_task("simulate", begun.layout.root, order(begun, 0, 1))
+    assert not begun.layout.segment(0, 1).folder.exists()
+
+
+def forget_digests(campaign):
+    """As a campaign before there were any."""
+    path = campaign.layout.segment(0, 0).record
+    write_record(path, read_record(SegmentRecord, path).model_copy(update={"files": {}}))
+
+
+@pytest.mark.parametrize("name", ["state.xml", "trajectory.dcd"])
+def test_what_is_damaged_is_not_read_as_data(begun, name):
+    path = begun.layout.segment(0, 0).folder / name
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(bytes(content))
+    task = order(begun, 0, 1) if name == "state.xml" else order(begun, 1, 0, FrameRef(simulation=0, segment=0, frame=3))
+    with pytest.raises(DamagedError, match=f"{name} is altered") as caught:
+        run_task("simulate", begun.layout.root, task)
+    assert caught.value.result == path.parent
