@@ -71,8 +71,18 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     accounting.add_argument("run", metavar="RUN", type=Path, help="run folder")
     accounting.set_defaults(function=_account)
+    verify = commands.add_parser(
+        "verify", help="reread all that a campaign kept: what is missing, truncated, altered", description=_VERIFY_HELP
+    )
+    verify.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    verify.set_defaults(function=_verify)
     return parser
 
+
+_VERIFY_HELP = (
+    "Reread every file of a campaign and compare it with the checksum in its record, and the records with one another. "
+    "Changes nothing. Exit code 0: all is as it was published; 1: it is not."
+)
 
 _JOB_HELP = (
     "Write a batch script that runs a campaign in its allocation, job after job until it is finished. "
@@ -233,6 +243,26 @@ def _account(options: argparse.Namespace) -> int:
     written = f"written: {paths[0].parent}: {', '.join(path.name for path in paths)}"
     console.print("\n".join([*list_facts(result), written]), markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from entk_app.layout import RunLayout
+    from entk_app.verify import verify_run
+
+    layout = RunLayout(_as_folder(options.run))
+    found = verify_run(layout)
+    lines = [f"{path.relative_to(layout.root)}: {sentence}" for path, sentence in found.problems]
+    lines += [f"note: {note}" for note in found.notes]
+    lines.append(
+        f"read: {found.n_segments} segments with {found.n_frames} frames, {found.n_models} models, "
+        f"{found.n_analyses} analyses, {found.n_bytes / 1e6:.1f} MB"
+    )
+    n_problems = len(found.problems)
+    lines.append(f"{n_problems} problems" if n_problems else "all of it is as it was published")
+    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    return 1 if n_problems else 0
 
 
 def _write_job(options: argparse.Namespace) -> int:

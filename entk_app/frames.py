@@ -258,6 +258,25 @@ def read_embeddings(path: Path, keys: Iterable[SegmentKey]) -> dict[SegmentKey, 
     return found
 
 
+def find_altered_embeddings(path: Path) -> list[str]:
+    """Names of the datasets of latent coordinates that are not as they were written.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    altered = []
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.attrs.get(_CHECKSUM) != _checksum(item[:]):
+            altered.append(name)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return altered
+
+
 def _checksum(values: NDArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 

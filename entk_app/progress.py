@@ -11,7 +11,6 @@ from rich.text import Text
 
 from entk_app.campaign import Campaign, StageSpec, TaskSpec
 from entk_app.errors import RecordError
-from entk_app.layout import SegmentPaths
 from entk_app.records import Decision, SegmentProgress, SegmentRecord, read_record
 
 #: Redraws a second: each reads one small file a running simulation.
@@ -91,15 +90,19 @@ class Progress:
         )
 
     def _running(self, stage: StageSpec) -> list[SegmentProgress | SegmentRecord]:
-        """The segments of a simulate stage, those that are whole already included."""
+        """What the tasks of a simulate stage have so far: whole segments and those being written."""
         found: list[SegmentProgress | SegmentRecord] = []
+        layout = self._campaign.layout
         for task in stage.tasks if stage.kind == "simulate" else ():
-            paths = SegmentPaths(task.output)
+            place = layout.find_segment(task.output)
+            if place is None:
+                continue
+            simulation, first = place
+            whole = [number for number in layout.segment_numbers(simulation) if number >= first]
             try:
-                if paths.folder.exists():
-                    found.append(read_record(SegmentRecord, paths.record))
-                else:
-                    found.append(read_record(SegmentProgress, paths.in_work().progress))
+                found += [read_record(SegmentRecord, layout.segment(simulation, number).record) for number in whole]
+                running = layout.segment(simulation, max(whole, default=first - 1) + 1).in_work()
+                found.append(read_record(SegmentProgress, running.progress))
             except RecordError:
                 # Not begun, or published between the two looks: the next redraw sees it.
                 continue

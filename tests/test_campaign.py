@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+from check_invariants import check_invariants
 from check_run import check_run
 from conftest import prepare, tiny_settings
 
@@ -14,6 +17,7 @@ from entk_app import campaign as campaign_module
 from entk_app.campaign import Campaign
 from entk_app.errors import RecordError, RunFolderError
 from entk_app.inprocess import run_campaign
+from entk_app.integrity import read_set_aside
 from entk_app.layout import RunLayout
 from entk_app.records import (
     AnalysisRecord,
@@ -23,13 +27,17 @@ from entk_app.records import (
     RunInfo,
     SegmentRecord,
     Summary,
+    append_record,
     read_lines,
     read_record,
+    write_lines,
+    write_record,
 )
 from entk_app.run_folder import create_run_folder
-from entk_app.settings import build_settings, read_config
+from entk_app.settings import build_settings, dump_yaml, read_config
 from entk_app.steering import Slots
 from entk_app.tasks import run_task
+from entk_app.verify import verify_run
 
 
 def test_a_finished_campaign_passes_the_independent_check(tiny_campaign):
@@ -525,3 +533,183 @@ def test_a_campaign_that_has_folded_is_known_to_without_another_task(tmp_path, k
     assert again.resume() is None
     assert again.final_decision.stop_reason == "target_rmsd"
     assert not list(campaign.layout.models.glob("*/*/model.json"))
+
+
+# Damage.
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = [
+    (flip, "frames.h5"), (truncate, "frames.h5"), (flip, "trajectory.dcd"), (truncate, "state.xml"),
+    (Path.unlink, "log.csv"), (flip, "segment.json"), (Path.unlink, "segment.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "place"), [(*damage, "last") for damage in DAMAGES] + [(flip, "frames.h5", "first")]
+)
+def test_a_damaged_segment_is_set_aside_and_the_campaign_goes_on_without_it(
+    tmp_path, tiny_campaign, caplog, damage, name, place
+):
+    # Two iterations are there, a third is to come.
+    root = tmp_path / "run"
+    shutil.copytree(tiny_campaign.layout.root, root)
+    layout = RunLayout(root)
+    simulation = max(range(6), key=lambda number: (len(layout.segment_numbers(number)), -number))
+    numbers = layout.segment_numbers(simulation)
+    assert len(numbers) >= 2
+    segment = numbers[-1] if place == "last" else numbers[0]
+    damage(layout.segment(simulation, segment).folder / name)
+    more = tiny_settings("stop.max_iterations=4")
+    summary = run_campaign(Campaign(layout, more, tiny_campaign.machine))
+    assert (summary.stop_reason, summary.n_failed_tasks) == ("max_iterations", 0)
+    assert summary.n_frames == 3 * 15 * 4 - 15
+    note = read_set_aside(layout)[0]
+    assert (note.simulation, note.segment) == (simulation, segment)
+    assert f"is set aside as {note.kept_as}" in caplog.text
+    assert segment not in layout.segment_numbers(simulation)
+    check_invariants(root)
+    assert verify_run(layout).problems == []
+
+
+def test_a_segment_that_is_damaged_while_a_campaign_runs_costs_no_more_than_itself(tmp_path, monkeypatch):
+    # Between its publication and the trainings that read it.
+    damaged = []
+
+    def fails(kind, order):
+        if kind == "train" and not damaged:
+            damaged.append(campaign.layout.segment(0, 0).frames)
+            flip(damaged[0])
+        return False
+
+    failing(monkeypatch, fails)
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    summary = run_campaign(campaign)
+    assert summary.stop_reason == "max_iterations"
+    # Both trainings of the first iteration met it; the second iteration's did not.
+    assert summary.n_failed_tasks == 2
+    assert [note.segment for note in read_set_aside(campaign.layout)] == [0]
+    assert "frames.h5 is altered" in read_set_aside(campaign.layout)[0].reason
+    check_invariants(campaign.layout.root)
+    assert verify_run(campaign.layout).problems == []
+
+
+def test_a_restart_whose_origin_was_damaged_is_replaced(tmp_path, tiny_campaign):
+    layout = RunLayout(tmp_path / "run")
+    shutil.copytree(tiny_campaign.layout.root, layout.root)
+    # As if it had been killed just after the decision that started the newest simulation from an outlier.
+    decisions = list(read_lines(Decision, layout.decisions))
+    last = max(d.index for d in decisions if any(a.kind == "restart" for a in d.actions))
+    write_lines(layout.decisions, decisions[: last + 1])
+    for path in layout.simulations.glob("*/segment-????/segment.json"):
+        if read_record(SegmentRecord, path).decision >= last:
+            shutil.rmtree(path.parent)
+    action = next(a for a in decisions[last].actions if a.kind == "restart")
+    flip(layout.segment(action.origin.simulation, action.origin.segment).trajectory)
+    campaign = Campaign(layout, tiny_settings("stop.max_iterations=4"), tiny_campaign.machine)
+    assert run_campaign(campaign).stop_reason == "max_iterations"
+    ends = {a.simulation: a.reason for d in campaign.decisions[last:] for a in d.actions if a.kind == "end"}
+    assert "its origin" in ends[action.simulation]
+    check_invariants(layout.root)
+
+
+@pytest.mark.parametrize("name", ["encoder.keras", "model.json"])
+def test_a_damaged_model_is_replaced_by_the_one_before(tmp_path, tiny_campaign, name):
+    layout = RunLayout(tmp_path / "run")
+    shutil.copytree(tiny_campaign.layout.root, layout.root)
+    truncate(layout.model(3, 4).folder / name)
+    campaign = Campaign(layout, tiny_settings("stop.max_iterations=4"), tiny_campaign.machine)
+    assert run_campaign(campaign).stop_reason == "max_iterations"
+    assert verify_run(layout).problems == []
+
+
+def test_another_system_than_the_campaigns_own_is_refused(tmp_path, tiny_campaign):
+    layout = RunLayout(tmp_path / "run")
+    shutil.copytree(tiny_campaign.layout.root, layout.root)
+    flip(layout.topology)
+    with pytest.raises(RunFolderError, match=r"topology\.pdb is altered.*bring it back"):
+        Campaign(layout, tiny_settings("stop.max_iterations=4"), tiny_campaign.machine).resume()
+
+
+# Saving on the way.
+
+
+def test_a_task_killed_on_the_way_costs_what_came_after_its_last_save(tmp_path, monkeypatch):
+    monkeypatch.setattr("entk_app.tasks.simulate.write_record", die_at_the(5, "segment.json"))
+    settings = tiny_settings("faults.save_minutes=1e-9", "stop.max_iterations=1")
+    campaign = prepare(tmp_path / "run", settings, cores=1)
+    with pytest.raises(Killed):
+        run_campaign(campaign)
+    monkeypatch.undo()
+    layout = campaign.layout
+    assert layout.segment_numbers(0) == [0, 1, 2, 3]
+    seeds = {read_record(SegmentRecord, layout.segment(0, n).record).seed for n in range(4)}
+    # The rest is one more task, with one segment.
+    calm = tiny_settings("stop.max_iterations=1")
+    layout.settings.write_text(dump_yaml(calm))
+    summary = run_campaign(Campaign(layout, calm, campaign.machine))
+    assert layout.segment_numbers(0) == [0, 1, 2, 3, 4]
+    record = read_record(SegmentRecord, layout.segment(0, 4).record)
+    assert (record.n_frames, record.ended_by, summary.n_frames) == (11, "length", 15)
+    assert len(seeds) == 1 and record.seed not in seeds
+    assert [note.path for note in read_set_aside(layout)] == ["simulations/0000/segment-0004.partial"]
+    check_invariants(layout.root)
+    check_run(layout.root, every=1)
+    assert verify_run(layout).problems == []
+
+
+def die_at_the(count, name):
+    """A ``write_record`` that lets the process die instead of writing a file of this name for the n-th time."""
+    left = [count]
+
+    def write(path, record):
+        left[0] -= path.name == name
+        if left[0] == 0:
+            raise Killed
+        write_record(path, record)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [("simulation", 1), ("simulation", 4), ("task", 4), ("task", 7), ("decision", 3), ("model", 2), ("analysis", 2)],
+)
+def test_a_launcher_killed_at_any_of_its_writes_goes_on(tmp_path, tiny_campaign, monkeypatch, what, count):
+    left = [count]
+
+    def dying(function, matches):
+        def write(path, *arguments):
+            left[0] -= matches(path.name)
+            if left[0] == 0:
+                raise Killed
+            return function(path, *arguments)
+
+        return write
+
+    names = {
+        "simulation": "simulation.json", "task": ".task.json", "decision": "decisions.jsonl", "model": "model.json",
+        "analysis": ".json",
+    }  # fmt: skip
+    modules = {"model": "entk_app.tasks.train", "analysis": "entk_app.tasks.analyse"}
+    module = modules.get(what, "entk_app.campaign")
+    function, name = (append_record, "append_record") if what == "decision" else (write_record, "write_record")
+    monkeypatch.setattr(f"{module}.{name}", dying(function, lambda written: written.endswith(names[what])))
+    campaign = prepare(tmp_path / "run", tiny_settings(), cores=3)
+    with pytest.raises(Killed):
+        run_campaign(campaign)
+    monkeypatch.undo()
+    summary = run_campaign(Campaign(campaign.layout, campaign.settings, campaign.machine))
+    assert what_was_decided(campaign.layout) == what_was_decided(tiny_campaign.layout)
+    assert (summary.stop_reason, summary.n_frames) == ("max_iterations", 135)
+    check_invariants(campaign.layout.root)
+    assert verify_run(campaign.layout).problems == []
