@@ -581,9 +581,14 @@ class Campaign:
             n_decisions=len(self.decisions),
             used=frozenset(origin.key for origin in origins if origin is not None),
             seconds_left=float("inf") if self._deadline is None else self._deadline.end_by_unix - time.time(),
-            seconds_needed=sum(self._durations.get(kind, 0.0) for kind in following),
+            seconds_needed=sum(self._durations.get(kind, self._shortest(kind)) for kind in following),
             limit="walltime" if self._deadline is None else self._deadline.limit,
         )
+
+    def _shortest(self, kind: str) -> float:
+        """Seconds that a stage which this pilot has not run yet takes at least, as far as the settings say."""
+        simulates = kind == "simulate" or (kind == "train" and self.machine.slots.is_split)
+        return 60.0 * (self.settings.simulate.segment_minutes or 0.0) if simulates else 0.0
 
     def _apply(self, decision: Decision) -> StageSpec | None:
         self._record(decision)

@@ -511,6 +511,25 @@ def test_the_time_is_looked_at_after_a_training_too(tmp_path):
     assert campaign.final_decision.stop_reason == "budget"
 
 
+def test_no_segment_is_started_that_cannot_end_in_the_pilots_time(tmp_path):
+    settings = tiny_settings("simulate.segment_minutes=0.01")
+    campaign = prepare(tmp_path / "run", settings)
+    stage = campaign.start()
+    # Half a minute is enough for everything but a segment of a minute.
+    campaign.settings = tiny_settings("simulate.segment_minutes=1")
+    campaign.limit_time(Deadline(end_by_unix=time.time() + 30.0, limit="walltime"))
+    campaign._durations["simulate"] = 0.0
+    while stage is not None:
+        for task in stage.tasks:
+            run_task(task.kind, campaign.layout.root, task.order)
+        campaign._durations.pop("simulate", None)
+        stage = campaign.advance()
+        campaign._durations.pop("simulate", None)
+    assert campaign.final_decision.stop_reason == "walltime"
+    assert "the next stage takes about 1.0 min" in campaign.final_decision.reason
+    assert len(list(campaign.layout.analyses.glob("iteration-????.json"))) == 1
+
+
 def test_waiting_in_a_queue_is_no_part_of_a_stages_time(tmp_path):
     campaign = prepare(tmp_path / "run", tiny_settings())
     campaign.start()
