@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings
 
-from entk_app import pilot
+from entk_app import pilot, processes
 from entk_app.errors import SettingsError
 from entk_app.layout import RunLayout
 from entk_app.records import PilotRecord, read_lines
@@ -37,8 +37,8 @@ def test_processes_of_a_run_are_known_by_their_radical_base(tmp_path, base, belo
     process = sleeper(tmp_path / base)
     try:
         time.sleep(0.3)
-        assert (process.pid in pilot._find_processes(layout)) == belongs
-        killed = pilot.end_processes(layout, grace_s=0.0)
+        assert (process.pid in processes.find_processes(layout)) == belongs
+        killed = processes.end_processes(layout, grace_s=0.0)
         assert (killed, process.poll() is not None) == ((1, True) if belongs else (0, False))
     finally:
         process.kill()
@@ -51,7 +51,7 @@ def test_what_ends_by_itself_in_time_is_not_killed(tmp_path):
     threading.Timer(0.7, process.terminate).start()
     reaper = threading.Thread(target=process.wait)
     reaper.start()
-    assert pilot.end_processes(layout, grace_s=20.0) == 0
+    assert processes.end_processes(layout, grace_s=20.0) == 0
     reaper.join()
 
 
@@ -325,7 +325,7 @@ def test_only_a_launchers_fork_is_taken_for_one(tmp_path, command, orphan):
     process = subprocess.Popen([sys.executable, *command], cwd=layout.radical)
     try:
         time.sleep(0.3)
-        assert (process.pid in pilot._find_processes(layout)) is orphan
+        assert (process.pid in processes.find_processes(layout)) is orphan
     finally:
         process.kill()
         process.wait()
@@ -337,7 +337,7 @@ def test_a_run_folder_by_another_name_is_the_same(tmp_path):
     (tmp_path / "link").symlink_to(layout.root)
     process = sleeper(tmp_path / "link" / "radical" / "radical.pilot.sandbox")
     try:
-        assert process.pid in pilot._find_processes(layout)
+        assert process.pid in processes.find_processes(layout)
     finally:
         process.kill()
         process.wait()
