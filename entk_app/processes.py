@@ -6,6 +6,7 @@ A process is told from a later one of the same number by its start time. Linux o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -159,7 +160,7 @@ def find_components(layout: RunLayout) -> dict[ProcessId, str]:
 def _find_simulations(layout: RunLayout) -> list[int]:
     def is_simulation(pid: int) -> bool:
         command = _read_command(pid)
-        return "entk_app.tasks" in command[1:3] and "simulate" in command[2:4]
+        return ("entk_app.tasks", "simulate") in itertools.pairwise(command)
 
     return [pid for pid in find_processes(layout) if is_simulation(pid)]
 

@@ -27,7 +27,7 @@ _LOOK_S = 0.5
 _LIST_S = 5.0
 
 #: Seconds that simulations have to publish what they have.
-_SAVE_S = 20.0
+_SAVE_S = 15.0
 
 _DONE = b"done\n"
 

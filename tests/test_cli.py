@@ -109,7 +109,6 @@ def test_finished_tells_whether_there_is_something_to_go_on_with(tmp_path, capsy
 )
 def test_a_campaign_does_not_go_on_with_another_physics(tmp_path, capsys, no_pilot, assignment, words):
     campaign = prepare(tmp_path / "run", tiny_settings())
-    # The lock is that of this very process.
     assert cli.main_run(["--resume", str(campaign.layout.root), "--set", assignment]) == 2
     assert words in capsys.readouterr().err
 

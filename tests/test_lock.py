@@ -25,7 +25,7 @@ def path(tmp_path):
 
 def take_and_die(path, **changes) -> None:
     """A lock whose launcher has been killed, with changes."""
-    script = "import sys; from pathlib import Path; from entk_app.lock import CampaignLock as L; L.create(Path(sys.argv[1]))"
+    script = "import pathlib, sys, entk_app.lock as m; m.CampaignLock.create(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", script, str(path)], check=True)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import prepare, tiny_settings
 
 from entk_app.errors import RunFolderError
-from entk_app.lock import read_lock
+from entk_app.lock import CampaignLock, read_lock
 from entk_app.processes import ProcessId
 from entk_app.records import Decision
 from entk_app.run_folder import change_settings, claim_run_folder, is_finished, read_settings
@@ -26,13 +26,14 @@ def test_limits_may_be_raised_and_are_kept(begun):
 
 
 def test_a_campaign_whose_launcher_lives_is_not_taken_over(begun):
-    # This process has it since it made the folder.
+    CampaignLock.create(begun.lock)
     with pytest.raises(RunFolderError, match=f"still run by process {os.getpid()} on this host.*--resume"):
         claim_run_folder(begun)
 
 
 def test_a_dead_launchers_folder_is_taken_over_and_old_requests_go(begun):
-    begun.lock.write_text(read_lock(begun.lock).model_copy(update={"start": 1}).model_dump_json())
+    lock = CampaignLock.create(begun.lock)
+    begun.lock.write_text(lock.record.model_copy(update={"start": 1}).model_dump_json())
     begun.stop_request.touch()
     begun.deadline.write_text("{}")
     claim_run_folder(begun)

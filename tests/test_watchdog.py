@@ -74,20 +74,20 @@ def sleeper(layout, **options):
 
 
 def test_what_a_killed_launcher_leaves_is_ended_in_order_and_then_by_force(layout, launcher, tmp_path):
-    (tmp_path / "entk_app.tasks").write_text(TASK)
     sandbox = layout.radical / "radical.pilot.sandbox" / "session" / "pilot.0000"
     sandbox.mkdir(parents=True)
     stranger = sleeper(layout, base=tmp_path)
     saved = layout.root / "saved"
-    # As python -m entk_app.tasks simulate ... is named.
-    task = start(layout, "-c", TASK.replace("argv[3]", "argv[4]"), "entk_app.tasks", "simulate", "x", str(saved))
+    task = start(layout, "-c", TASK, "entk_app.tasks", "simulate", str(saved))
     stubborn = start(
         layout, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
     )
     watchdog = read_lock(layout.lock).watchdog
     # The whole process group of the launcher, as a batch system does.
     os.killpg(launcher.pid, signal.SIGKILL)
-    assert wait_until(lambda: task.poll() is not None, 20)
+    assert wait_until(lambda: task.poll() is not None, 15)
+    assert saved.read_text() == "saved"
+    assert stubborn.poll() is None
     assert wait_until(lambda: stubborn.poll() is not None, 40)
     assert wait_until(lambda: not watchdog.lives, 20)
     assert stranger.poll() is None
