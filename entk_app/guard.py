@@ -136,4 +136,7 @@ class Guard:
         self._missing_since = self._missing_since or now
         if now - self._missing_since < _NOTICE_S:
             return None
-        return Fault("pilot_lost", f"the pilot was lost: {', '.join(sorted(gone)[:3])} ended unasked")
+        # Of many, that one on which the others depend.
+        first = min(gone, key=lambda name: (not name.startswith("rp.agent."), name))
+        more = f" and {len(gone) - 1} more of radical's processes" if len(gone) > 1 else ""
+        return Fault("pilot_lost", f"the pilot was lost: {first}{more} ended unasked")

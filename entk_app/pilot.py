@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from entk_app import loopback
 from entk_app.batch import find_end_unix
 from entk_app.campaign import Campaign
 from entk_app.errors import (
@@ -112,6 +113,9 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
         }
     )
     os.environ.setdefault("RADICAL_LOG_LVL", "WARNING")
+    if resource.nodes == 1 and not resource.submit:
+        # All of radical's processes are on this node: nobody else is to talk to them.
+        loopback.prepare(layout.radical / "loopback", os.environ)
     if resource.submit and resource.scheduler == "slurm" and resource.node_gpus:
         # RADICAL-Pilot asks Slurm for nodes only; without this its steps have no device.
         os.environ.setdefault("SBATCH_GRES", f"gpu:{resource.node_gpus}")
