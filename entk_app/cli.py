@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from entk_app import __version__
-from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, LockLost, SettingsError
+from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, LockLost, RecordError, SettingsError
 
 DEFAULT_PRESET = "villin-quick"
 
@@ -484,7 +484,7 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
         raise failure
     try:
         summary = campaign.summarise()
-    except OSError:
+    except (OSError, RecordError):
         if failure is None:
             raise
         # Nor has what came before it been written.

@@ -119,7 +119,7 @@ class Guard:
             return Fault(None, f"{error}: somebody else has written it")
         except OSError as error:
             # The next look at the folder tells whether it lasts.
-            logger.warning("no heartbeat: %s", explain(error, self._lock.path) or error)
+            logger.info("no heartbeat: %s", explain(error, self._lock.path) or error)
         return None
 
     def _check_pilot(self, now: float) -> Fault | None:

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -47,6 +46,7 @@ from entk_app.resources import Resource
 from entk_app.settings import ResourceSettings, Settings
 from entk_app.storage import explain, is_storage
 from entk_app.watchdog import Watchdog
+from entk_app.workflow import is_shell_safe
 
 if TYPE_CHECKING:
     from entk_app.workflow import AdaptiveWorkflow
@@ -60,7 +60,7 @@ _SCRATCH_PREFIX = "entk-app-"
 
 #: Seconds that radical has after an interrupt to come out of its own clean-up, and between two more attempts; after
 #: so many seconds altogether the process ends without it.
-_PATIENCE_S = 18.0
+_PATIENCE_S = 15.0
 _ATTEMPT_S = 5.0
 _GIVE_UP_S = 60.0
 
@@ -96,7 +96,7 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     entry = {**resource.entry, "default_remote_workdir": str(layout.radical)}
     path.write_text(json.dumps({resource.key: entry}, indent=2), encoding="utf-8")
     # The agent's scripts do not quote PATH either.
-    path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if _is_shell_safe(entry)]
+    path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if is_shell_safe(entry)]
     os.environ.setdefault("ENTK_APP_HOME", str(home))
     os.environ.update(
         {
@@ -175,7 +175,7 @@ def run_on_pilot(campaign: Campaign, resource: Resource, lock: CampaignLock) -> 
     watchdog = Watchdog(layout.root, lock.path)
     try:
         lock.note_watchdog(watchdog.process)
-        with guard, _Signals(layout, guard) as signals:
+        with _quiet_threads(), guard, _Signals(layout, guard) as signals:
             signals.to_finish += [watchdog.dismiss, lock.release]
             with _shell_safe(layout, campaign.settings.resource.scratch) as (safe, prefix):
                 watchdog.watch(safe.radical)
@@ -253,6 +253,21 @@ def _run(
     _conclude(campaign, layout, _judge(campaign, log, signals, guard, cause, pilot_state))
 
 
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What kills a thread of radical is logged: its traceback is no answer to a user whose disk is full."""
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        name = "a thread" if args.thread is None else args.thread.name
+        logger.info("%s ended with %r", name, args.exc_value)
+
+    before, threading.excepthook = threading.excepthook, note
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 @dataclass(frozen=True)
 class _End:
     """How a campaign ended on this pilot where no rule ended it; without a ``stop_reason`` nothing is recorded."""
@@ -310,7 +325,7 @@ def _conclude(campaign: Campaign, layout: RunLayout, end: _End | None) -> None:
             if not is_storage(error):
                 raise
             # It goes on without that line: what is cut off in whatever way is resumed.
-            logger.warning("the end could not be recorded: %s", error)
+            logger.info("the end could not be recorded: %s", error)
             told = end.message if end.stop_reason == "disk" else explain(error, campaign.layout.root)
             raise _storage_error(campaign.layout, told) from None
     final = campaign.final_decision
@@ -524,7 +539,7 @@ def _watch_pilot(
                     campaign.limit_time(log.compute_deadline())
             except OSError as error:
                 # The guard sees what is wrong with the folder.
-                logger.warning("the pilot's start could not be noted: %s", error)
+                logger.info("the pilot's start could not be noted: %s", error)
             return
 
     thread = threading.Thread(target=watch, name="pilot", daemon=True)
@@ -563,7 +578,7 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
     folder at the end; likewise where radical is to write to a scratch folder.
     """
     prefix = Path(sys.prefix)
-    if _is_shell_safe(layout.root) and _is_shell_safe(prefix) and scratch is None:
+    if is_shell_safe(layout.root) and is_shell_safe(prefix) and scratch is None:
         yield layout, prefix
         return
     if scratch is not None:
@@ -571,7 +586,7 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
     folder = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=scratch))
     (folder / "run").symlink_to(layout.root, target_is_directory=True)
     environment = prefix
-    if not _is_shell_safe(prefix):
+    if not is_shell_safe(prefix):
         environment = folder / "environment"
         _link_environment(prefix, environment)
     safe = RunLayout(folder / "run", scratch=folder)
@@ -610,10 +625,6 @@ def _link_environment(prefix: Path, link: Path) -> None:
             own.chmod(0o755)
         else:
             own.symlink_to(entry)
-
-
-def _is_shell_safe(path: Path | str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9._/+@%,=-]+", str(path)) is not None
 
 
 def _pilot_state(manager: Any) -> str | None:

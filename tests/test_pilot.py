@@ -20,6 +20,7 @@ from entk_app.layout import RunLayout
 from entk_app.records import PilotRecord, read_lines
 from entk_app.resources import find_resource
 from entk_app.settings import ResourceSettings
+from entk_app.workflow import is_shell_safe
 
 
 def sleeper(base: Path) -> subprocess.Popen:
@@ -101,9 +102,9 @@ def test_radical_sees_no_path_that_its_scripts_cannot_take(tmp_path, name, monke
     layout = RunLayout(tmp_path / name)
     layout.root.mkdir()
     with pilot._shell_safe(layout, None) as (safe, prefix):
-        assert pilot._is_shell_safe(safe.root)
-        assert pilot._is_shell_safe(safe.radical)
-        assert pilot._is_shell_safe(prefix)
+        assert is_shell_safe(safe.root)
+        assert is_shell_safe(safe.radical)
+        assert is_shell_safe(prefix)
         safe.radical.mkdir(exist_ok=True)
         (safe.radical / "session").write_text("log")
         (safe.root / "summary.json").write_text("{}")
