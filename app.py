@@ -1,8 +1,7 @@
 """``python app.py --resource local.localhost`` runs a campaign: the same as ``entk-app run``."""
 
-import sys
-
 from entk_app.cli import main_run
+from entk_app.processes import leave
 
 if __name__ == "__main__":
-    sys.exit(main_run())
+    leave(main_run())

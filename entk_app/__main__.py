@@ -1,8 +1,6 @@
 """``python -m entk_app`` is the same as ``entk-app``."""
 
-import sys
-
-from entk_app.cli import main
+from entk_app.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

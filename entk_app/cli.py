@@ -8,12 +8,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from entk_app import __version__
-from entk_app.errors import CampaignFailed, EntkAppError, SettingsError
+from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, LockLost, RecordError, SettingsError
 
 DEFAULT_PRESET = "villin-quick"
+
+
+def command() -> NoReturn:
+    """The console script: ends the process also where radical's threads would not let it."""
+    from entk_app.processes import leave
+
+    leave(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,6 +163,14 @@ def _run(options: argparse.Namespace) -> int:
         # The reader of a pipe has gone (entk-app template x | head): nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from entk_app.storage import explain
+
+        told = explain(error, Path.cwd() if error.filename is None else Path(error.filename))
+        if told is None:
+            raise
+        print(f"entk-app: {told}, then go on with --resume RUN", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("entk-app: interrupted", file=sys.stderr)
         return 130
@@ -312,6 +327,8 @@ def _run_campaign(options: argparse.Namespace) -> int:
     from entk_app.resources import LOCAL, check_presence, config_folders, find_resource, keep_resource
 
     _configure_logging(options.verbose)
+    # Whatever the user's: agent and tasks inherit it.
+    os.umask(os.umask(0o077) | 0o022)
     root = _as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name)
     layout = RunLayout(root)
     folders = config_folders(given=options.resource_configs)
@@ -334,9 +351,10 @@ def _run_campaign(options: argparse.Namespace) -> int:
     if resource.label == LOCAL:
         check_platform(settings.simulate.platform)
     check_time_left(layout, settings, resource)
-    record = _reopen(layout, settings) if options.resume else _create(layout, settings)
-    keep_resource(resource, layout.resource_configs)
-    return _drive(settings, resource, machine, layout, record)
+    record, lock = _reopen(layout, settings) if options.resume else _create(layout, settings)
+    with lock:
+        keep_resource(resource, layout.resource_configs)
+        return _drive(settings, resource, machine, layout, record, lock)
 
 
 def _read_settings(options: argparse.Namespace) -> tuple[Any, str]:
@@ -382,25 +400,33 @@ def _print_plan(settings: Any, resource: Any, machine: Any, layout: Any) -> int:
     return 0
 
 
-def _create(layout: Any, settings: Any) -> Any:
-    """A new run folder with the system in it."""
+def _create(layout: Any, settings: Any) -> tuple[Any, Any]:
+    """A new run folder with the system in it: the system's record and the folder's lock."""
     from entk_app.run_folder import create_run_folder
     from entk_app.systems import build_system, write_system
 
     built = build_system(settings, cache=layout.root.parent / ".cache")
-    create_run_folder(layout, settings, sys.argv)
-    write_system(built, layout)
-    return built.record
+    lock = create_run_folder(layout, settings, sys.argv)
+    try:
+        write_system(built, layout)
+    except BaseException:
+        lock.release()
+        raise
+    return built.record, lock
 
 
-def _reopen(layout: Any, settings: Any) -> Any:
-    """The run folder of a campaign that goes on, with the settings that it goes on with."""
+def _reopen(layout: Any, settings: Any) -> tuple[Any, Any]:
+    """The run folder of a campaign that goes on, with the settings that it goes on with: likewise."""
     from entk_app.records import SystemRecord, read_record
     from entk_app.run_folder import change_settings, claim_run_folder
 
-    claim_run_folder(layout)
-    change_settings(layout, settings)
-    return read_record(SystemRecord, layout.system_record)
+    lock = claim_run_folder(layout, tell=lambda text: print(text, flush=True))
+    try:
+        change_settings(layout, settings)
+        return read_record(SystemRecord, layout.system_record), lock
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
@@ -415,7 +441,7 @@ def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
     return notes
 
 
-def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any) -> int:
+def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any, lock: Any) -> int:
     """Run on the pilot, and leave a summary whatever happens."""
     from rich.console import Console
 
@@ -441,19 +467,28 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any)
     failure: EntkAppError | None = None
     with Progress(console, campaign):
         try:
-            run_on_pilot(campaign, resource)
+            run_on_pilot(campaign, resource, lock)
         except EntkAppError as error:
             failure = error
-        except (Exception, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
+            # When everything but the summary had been done.
+            failure = None if campaign.final_decision else Interrupted("interrupted; --resume goes on with it")
+        except Exception as error:
             if not campaign.has_begun:
                 raise
             logging.getLogger(__name__).exception("unexpected")
             campaign.end("failed", f"{type(error).__name__}: {error}")
             failure = CampaignFailed(f"the campaign failed: {type(error).__name__}: {error}")
-    if failure is not None and not campaign.has_begun:
-        # Nothing is known of the campaign: what an earlier pilot left is not written over.
+    if failure is not None and (not campaign.has_begun or isinstance(failure, LockLost)):
+        # Nothing is known of the campaign, or it is another launcher's: what is there is not written over.
         raise failure
-    summary = campaign.summarise()
+    try:
+        summary = campaign.summarise()
+    except (OSError, RecordError):
+        if failure is None:
+            raise
+        # Nor has what came before it been written.
+        raise failure from None
     rmsd = "" if summary.min_rmsd_angstrom is None else f", lowest RMSD {summary.min_rmsd_angstrom:.2f} Å"
     console.print(
         f"{summary.stop_reason}: {summary.message}\n"

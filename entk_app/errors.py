@@ -47,6 +47,14 @@ class CampaignFailed(EntkAppError):
     """The campaign cannot go on; the message says why and where the logs are."""
 
 
+class StorageError(CampaignFailed):
+    """The run folder is full, read-only, out of reach or gone; what was finished stays as it is."""
+
+
+class LockLost(CampaignFailed):
+    """Another launcher has the run folder by now, or nobody's lock is there."""
+
+
 class Interrupted(EntkAppError):
     """The user (or the batch system) asked the campaign to end."""
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -19,20 +17,36 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from entk_app import loopback
 from entk_app.batch import find_end_unix
 from entk_app.campaign import Campaign
-from entk_app.errors import CampaignFailed, EntkAppError, Interrupted, RecordError, RunFolderError, SettingsError
+from entk_app.errors import (
+    CampaignFailed,
+    EntkAppError,
+    Interrupted,
+    LockLost,
+    RecordError,
+    RunFolderError,
+    SettingsError,
+    StorageError,
+)
+from entk_app.guard import Fault, Guard
 from entk_app.layout import RunLayout
+from entk_app.lock import CampaignLock
+from entk_app.processes import end_processes
 from entk_app.profiles import read_profile
 from entk_app.records import Deadline, PilotRecord, read_lines, write_lines
 from entk_app.resources import Resource
-from entk_app.run_folder import LAUNCHER_NAMES
 from entk_app.settings import ResourceSettings, Settings
+from entk_app.storage import explain, is_storage
+from entk_app.watchdog import Watchdog
+from entk_app.workflow import is_shell_safe
 
 if TYPE_CHECKING:
     from entk_app.workflow import AdaptiveWorkflow
@@ -44,8 +58,11 @@ _DEFAULT_WALLTIME_MIN = 60.0
 #: Name of a folder where radical writes while the run folder cannot be it.
 _SCRATCH_PREFIX = "entk-app-"
 
-#: Seconds that a campaign's processes have to end by themselves before they are killed.
-_GRACE_S = 8.0
+#: Seconds that radical has after an interrupt to come out of its own clean-up, and between two more attempts; after
+#: so many seconds altogether the process ends without it.
+_PATIENCE_S = 15.0
+_ATTEMPT_S = 5.0
+_GIVE_UP_S = 60.0
 
 
 def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> None:
@@ -79,7 +96,7 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     entry = {**resource.entry, "default_remote_workdir": str(layout.radical)}
     path.write_text(json.dumps({resource.key: entry}, indent=2), encoding="utf-8")
     # The agent's scripts do not quote PATH either.
-    path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if _is_shell_safe(entry)]
+    path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if is_shell_safe(entry)]
     os.environ.setdefault("ENTK_APP_HOME", str(home))
     os.environ.update(
         {
@@ -96,6 +113,9 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
         }
     )
     os.environ.setdefault("RADICAL_LOG_LVL", "WARNING")
+    if resource.nodes == 1 and not resource.submit:
+        # All of radical's processes are on this node: nobody else is to talk to them.
+        loopback.prepare(layout.radical / "loopback", os.environ)
     if resource.submit and resource.scheduler == "slurm" and resource.node_gpus:
         # RADICAL-Pilot asks Slurm for nodes only; without this its steps have no device.
         os.environ.setdefault("SBATCH_GRES", f"gpu:{resource.node_gpus}")
@@ -130,100 +150,226 @@ def find_walltime(settings: ResourceSettings) -> float:
     return _DEFAULT_WALLTIME_MIN if end is None else max(1.0, (end - time.time()) / 60.0)
 
 
-def run_on_pilot(campaign: Campaign, resource: Resource) -> None:
+def run_on_pilot(campaign: Campaign, resource: Resource, lock: CampaignLock) -> None:
     """Run a campaign, from its start or from where an earlier pilot left it, on a pilot to its end.
 
     Raises
     ------
-    SettingsError
-        There is no time or budget left; no pilot was started.
+    SettingsError, RunFolderError
+        There is no time, budget or room left; no pilot was started.
     Interrupted
         By SIGINT or SIGTERM; tasks were asked to save and end, and no process of the campaign is left.
+    StorageError
+        The run folder is full, read-only or gone.
+    LockLost
+        Another launcher has the campaign; nothing is recorded of this one's end.
     CampaignFailed
         The pilot or a decision failed; the message says where the logs are.
     """
-    log = PilotLog(campaign.layout, campaign.settings, resource)
-    with _shell_safe(campaign.layout, campaign.settings.resource.scratch) as (layout, prefix):
-        _run(campaign, resource, layout, prefix, log)
+    layout = campaign.layout
+    log = PilotLog(layout, campaign.settings, resource)
+    guard = Guard(layout, lock)
+    trouble = guard.find_trouble()
+    if trouble is not None:
+        raise RunFolderError(f"nothing was started: {trouble}, then {_how_to_resume(layout)}")
+    watchdog = Watchdog(layout.root, lock.path)
+    try:
+        lock.note_watchdog(watchdog.process)
+        with _quiet_threads(), guard, _Signals(layout, guard) as signals:
+            signals.to_finish += [watchdog.dismiss, lock.release]
+            with _shell_safe(layout, campaign.settings.resource.scratch) as (safe, prefix):
+                watchdog.watch(safe.radical)
+                if safe.root != layout.root:
+                    guard.add_folder(safe.radical)
+                    signals.to_finish.append(lambda: _bring_home(safe, layout))
+                signals.layout = safe
+                _run(campaign, resource, safe, prefix, log, signals, guard)
+    except OSError as error:
+        if not campaign.has_begun or not is_storage(error):
+            raise
+        raise _storage_error(layout, explain(error, layout.root)) from error
+    finally:
+        watchdog.dismiss()
 
 
-def _run(campaign: Campaign, resource: Resource, layout: RunLayout, prefix: Path, log: PilotLog) -> None:
+def _run(
+    campaign: Campaign,
+    resource: Resource,
+    layout: RunLayout,
+    prefix: Path,
+    log: PilotLog,
+    signals: _Signals,
+    guard: Guard,
+) -> None:
     manager: Any = None
     workflow: AdaptiveWorkflow | None = None
     cause: BaseException | None = None
     pilot_state: str | None = None
-    with _Signals(layout) as signals:
-        try:
-            log.close_earlier()
-            if not signals.received:
-                # Asked of an earlier pilot's tasks, maybe while they were ended just now.
-                campaign.layout.stop_request.unlink(missing_ok=True)
-            log.begin(layout)
-            if not resource.submit:
-                # A queued pilot's time begins when it is active.
-                campaign.limit_time(log.find_deadline())
-                campaign.find_deadline = log.compute_deadline
-            prepare_environment(layout, resource, prefix)
-            stage = campaign.begin()
-            if stage is None:
-                # Over by a rule: no pilot is asked for.
-                log.discard()
-                return
-            from radical import entk
+    try:
+        log.close_earlier()
+        if not signals.received:
+            # Asked of an earlier pilot's tasks, maybe while they were ended just now.
+            campaign.layout.stop_request.unlink(missing_ok=True)
+        log.begin(layout)
+        if not resource.submit:
+            # A queued pilot's time begins when it is active.
+            campaign.limit_time(log.find_deadline())
+            campaign.find_deadline = log.compute_deadline
+        prepare_environment(layout, resource, prefix)
+        stage = campaign.begin()
+        if stage is None:
+            # Over by a rule: no pilot is asked for.
+            log.discard()
+            return
+        from radical import entk
 
-            from entk_app.entk_pauses import apply_pauses
-            from entk_app.workflow import AdaptiveWorkflow
+        from entk_app.entk_pauses import apply_pauses
+        from entk_app.workflow import AdaptiveWorkflow
 
-            apply_pauses()
-            manager = entk.AppManager(reattempts=1)
-            manager.resource_desc = describe_resource(campaign.settings.resource, resource)
-            python = prefix / "bin" / Path(sys.executable).name
-            workflow = AdaptiveWorkflow(campaign, layout, python, resource, stage, log.number)
-            manager.workflow = [workflow.pipeline]
-            signals.pilot_state = lambda: _pilot_state(manager)
-            with _watch_pilot(manager, campaign, layout, resource, log):
-                manager.run()
-        except (Exception, KeyboardInterrupt) as error:
-            # EnTK raises EnTKError for nearly everything, an interrupt included: what it was is told below.
-            logger.debug("EnTK ended with %r", error, exc_info=True)
-            cause = error
-        finally:
-            signals.only_note()
-            if cause is not None:
-                layout.stop_request.touch()
-            pilot_state = _pilot_state(manager)
-            end_processes(layout)
-            log.end()
+        apply_pauses()
+        manager = entk.AppManager(reattempts=1)
+        manager.resource_desc = describe_resource(campaign.settings.resource, resource)
+        python = prefix / "bin" / Path(sys.executable).name
+        workflow = AdaptiveWorkflow(campaign, layout, python, resource, stage, log.number)
+        manager.workflow = [workflow.pipeline]
+        signals.pilot_state = lambda: _pilot_state(manager)
+        with _watch_pilot(manager, campaign, layout, resource, log, guard, workflow):
+            manager.run()
+    except (Exception, KeyboardInterrupt) as error:
+        # EnTK raises EnTKError for nearly everything, an interrupt included: what it was is told below.
+        logger.debug("EnTK ended with %r", error, exc_info=True)
+        cause = error
+    finally:
+        signals.only_note()
+        if cause is not None:
+            request_stop(layout)
+        pilot_state = _pilot_state(manager)
+        end_processes(layout, also=guard.components)
+        _note_end(log)
     if not campaign.has_begun:
         _explain_no_begin(campaign, cause, bool(signals.received))
     if workflow is not None and workflow.error is not None:
         cause = workflow.error
-    if pilot_state == "FAILED" and cause is None:
-        cause = RuntimeError("the pilot failed to start or died")
-    if signals.received and not signals.by_radical and campaign.final_decision is None:
-        campaign.end("interrupted", f"interrupted by {signals.received[0].name}")
-        raise Interrupted("interrupted; what was finished is kept in the run folder, --resume goes on with it")
-    if cause is None and campaign.final_decision is None:
-        cause = RuntimeError("EnTK ended the pipeline before the campaign was over")
-    if cause is not None and campaign.is_over:
+    _conclude(campaign, layout, _judge(campaign, log, signals, guard, cause, pilot_state))
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What kills a thread of radical is logged: its traceback is no answer to a user whose disk is full."""
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        name = "a thread" if args.thread is None else args.thread.name
+        logger.info("%s ended with %r", name, args.exc_value)
+
+    before, threading.excepthook = threading.excepthook, note
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a campaign ended on this pilot where no rule ended it; without a ``stop_reason`` nothing is recorded."""
+
+    stop_reason: str | None
+    message: str
+
+
+def _judge(
+    campaign: Campaign,
+    log: PilotLog,
+    signals: _Signals,
+    guard: Guard,
+    cause: BaseException | None,
+    pilot_state: str | None,
+) -> _End | None:
+    """Why the campaign has ended; None where a rule, or a failure that it has seen itself, decided it."""
+    fault = guard.fault
+    if fault is not None and fault.stop_reason is None:
+        return _End(None, fault.message)
+    if campaign.final_decision is not None:
+        return None
+    if fault is not None and fault.stop_reason == "disk":
+        return _End("disk", fault.message)
+    if is_storage(cause):
+        # Of several errors that follow one another, the state of the folder tells best.
+        told = guard.find_trouble()
+        if told is None and isinstance(cause, OSError):
+            told = explain(cause, campaign.layout.root)
+        return _End("disk", told or f"a file could not be written ({cause}): make space")
+    if signals.received and not signals.by_radical:
+        return _End("interrupted", f"interrupted by {signals.received[0].name}")
+    if campaign.is_over:
         # The batch system was quicker.
-        campaign.end("walltime", "the pilot was ended at its limit")
-    elif cause is not None:
-        if pilot_state == "FAILED":
-            cause = RuntimeError("the pilot failed to start or died")
-        campaign.end("failed", f"{type(cause).__name__}: {cause}")
+        return _End("walltime", "the pilot was ended at its limit")
+    if fault is not None:
+        return _End(fault.stop_reason, fault.message)
+    if pilot_state == "FAILED" and log.was_active:
+        return _End("pilot_lost", "the pilot was lost: its agent ended unasked")
+    if pilot_state == "FAILED":
+        return _End("failed", "the pilot failed to start")
+    if cause is None:
+        return _End("failed", "EnTK ended the pipeline before the campaign was over")
+    return _End("failed", f"{type(cause).__name__}: {cause}")
+
+
+def _conclude(campaign: Campaign, layout: RunLayout, end: _End | None) -> None:
+    """Record an end and raise what the caller is to tell of it."""
+    if end is not None and end.stop_reason is None:
+        raise LockLost(f"the campaign was ended: {end.message}; nothing was written after that")
+    if end is not None and end.stop_reason is not None:
+        try:
+            campaign.end(end.stop_reason, end.message)
+        except OSError as error:
+            if not is_storage(error):
+                raise
+            # It goes on without that line: what is cut off in whatever way is resumed.
+            logger.info("the end could not be recorded: %s", error)
+            told = end.message if end.stop_reason == "disk" else explain(error, campaign.layout.root)
+            raise _storage_error(campaign.layout, told) from None
     final = campaign.final_decision
-    if final is not None and final.stop_reason == "failed":
-        raise CampaignFailed(
-            f"the campaign failed: {final.reason}\n{_last_words(layout)}"
-            f"logs: {campaign.layout.logs} (tasks) and {campaign.layout.radical} (pilot)"
-        )
+    reason = "" if final is None else final.stop_reason
+    logs = f"logs: {campaign.layout.logs} (tasks) and {campaign.layout.radical} (pilot)"
+    if final is None or reason not in ("interrupted", "disk", "pilot_lost", "failed"):
+        return
+    if reason == "interrupted":
+        raise Interrupted("interrupted; what was finished is kept in the run folder, --resume goes on with it")
+    if reason == "disk":
+        raise _storage_error(campaign.layout, final.reason)
+    if reason == "pilot_lost":
+        raise CampaignFailed(f"{final.reason}\nwhat was finished is kept, {_how_to_resume(campaign.layout)}; {logs}")
+    raise CampaignFailed(f"the campaign failed: {final.reason}\n{_last_words(layout)}{logs}")
+
+
+def _storage_error(layout: RunLayout, told: str | None) -> StorageError:
+    return StorageError(f"{told or 'the run folder cannot be written'}, then {_how_to_resume(layout)}")
+
+
+def _how_to_resume(layout: RunLayout) -> str:
+    return f"go on with --resume {layout.root}"
+
+
+def request_stop(layout: RunLayout) -> None:
+    """Ask the tasks to end in order, where the run folder can still be written."""
+    with suppress(OSError):
+        layout.stop_request.touch()
+
+
+def _note_end(log: PilotLog) -> None:
+    try:
+        log.end()
+    except OSError as error:
+        # It is taken from the agent's files later.
+        logger.info("the pilot's end could not be noted: %s", error)
 
 
 def _explain_no_begin(campaign: Campaign, cause: BaseException | None, interrupted: bool) -> None:
     """Why a campaign neither began nor went on: nothing is recorded of it."""
     if isinstance(cause, SettingsError):
         raise cause
+    if isinstance(cause, OSError) and is_storage(cause):
+        raise _storage_error(campaign.layout, explain(cause, campaign.layout.root)) from None
     if isinstance(cause, EntkAppError):
         raise RunFolderError(f"the campaign in {campaign.layout.root} cannot go on: {cause}") from None
     if interrupted or isinstance(cause, KeyboardInterrupt):
@@ -271,6 +417,11 @@ class PilotLog:
     def number(self) -> int:
         """Of the present pilot, from 0."""
         return len(self._records) - 1
+
+    @property
+    def was_active(self) -> bool:
+        """Whether the present pilot has run tasks, or could have."""
+        return bool(self._records) and self._records[-1].unix_active is not None
 
     def close_earlier(self) -> None:
         """End what is left of earlier pilots whose launcher was killed, and bring home what they wrote elsewhere."""
@@ -363,7 +514,13 @@ class PilotLog:
 
 @contextmanager
 def _watch_pilot(
-    manager: Any, campaign: Campaign, layout: RunLayout, resource: Resource, log: PilotLog
+    manager: Any,
+    campaign: Campaign,
+    layout: RunLayout,
+    resource: Resource,
+    log: PilotLog,
+    guard: Guard,
+    workflow: AdaptiveWorkflow,
 ) -> Iterator[None]:
     """Note when the pilot becomes active; a queued one's time began when its job did."""
     over = threading.Event()
@@ -373,11 +530,16 @@ def _watch_pilot(
             pilot = getattr(getattr(manager, "_rmgr", None), "pilot", None)
             if pilot is None or pilot.state != "PMGR_ACTIVE":
                 continue
-            log.update(unix_active=time.time(), session=manager.sid)
+            guard.watch_pilot(layout, lambda: campaign.final_decision is not None or workflow.error is not None)
             campaign.note_pilot_active()
-            if resource.submit:
-                log.update(unix_began=_find_bootstrap(layout, manager.sid))
-                campaign.limit_time(log.compute_deadline())
+            try:
+                log.update(unix_active=time.time(), session=manager.sid)
+                if resource.submit:
+                    log.update(unix_began=_find_bootstrap(layout, manager.sid))
+                    campaign.limit_time(log.compute_deadline())
+            except OSError as error:
+                # The guard sees what is wrong with the folder.
+                logger.info("the pilot's start could not be noted: %s", error)
             return
 
     thread = threading.Thread(target=watch, name="pilot", daemon=True)
@@ -416,7 +578,7 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
     folder at the end; likewise where radical is to write to a scratch folder.
     """
     prefix = Path(sys.prefix)
-    if _is_shell_safe(layout.root) and _is_shell_safe(prefix) and scratch is None:
+    if is_shell_safe(layout.root) and is_shell_safe(prefix) and scratch is None:
         yield layout, prefix
         return
     if scratch is not None:
@@ -424,7 +586,7 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
     folder = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=scratch))
     (folder / "run").symlink_to(layout.root, target_is_directory=True)
     environment = prefix
-    if not _is_shell_safe(prefix):
+    if not is_shell_safe(prefix):
         environment = folder / "environment"
         _link_environment(prefix, environment)
     safe = RunLayout(folder / "run", scratch=folder)
@@ -433,7 +595,8 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
     try:
         yield safe, environment
     finally:
-        os.chdir(layout.root)
+        # Not in what is about to be removed; the run folder may have gone.
+        os.chdir(layout.root if layout.root.is_dir() else "/")
         _bring_home(safe, layout)
 
 
@@ -464,10 +627,6 @@ def _link_environment(prefix: Path, link: Path) -> None:
             own.symlink_to(entry)
 
 
-def _is_shell_safe(path: Path | str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9._/+@%,=-]+", str(path)) is not None
-
-
 def _pilot_state(manager: Any) -> str | None:
     resource_manager = getattr(manager, "_rmgr", None)
     return None if resource_manager is None else resource_manager.get_resource_allocation_state()
@@ -483,15 +642,22 @@ class _Signals:
 
     _BLOCKED = (signal.SIGINT, signal.SIGHUP)
 
-    def __init__(self, layout: RunLayout) -> None:
+    def __init__(self, layout: RunLayout, guard: Guard | None = None) -> None:
         self.received: list[signal.Signals] = []
         self.pilot_state: Callable[[], str | None] = lambda: None
         self.by_radical = False
-        self._layout = layout
+        #: Where radical writes; what is to be done, the last first, when this process ends at once.
+        self.layout = layout
+        self.to_finish: list[Callable[[], None]] = []
+        self._guard = guard
         self._pid = os.getpid()
         self._closing = False
         self._interrupting = False
+        self._interrupted: float | None = None
+        self._attempts = 0
         self._over = threading.Event()
+        if guard is not None:
+            guard.on_fault = self._end_for
 
     def __enter__(self) -> _Signals:
         # A launcher under nohup ignores SIGHUP, and goes on doing so.
@@ -518,10 +684,37 @@ class _Signals:
         while not self._over.is_set():
             caught = signal.sigtimedwait(self._waited, 0.2) if self._waited else None
             if caught is not None and self._note(signal.Signals(caught.si_signo)):
-                # The handler of SIGTERM runs in the main thread and raises there.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                self._interrupt()
             elif not self._waited:
                 self._over.wait(0.2)
+            self._insist()
+
+    def _interrupt(self) -> None:
+        # The handler of SIGTERM runs in the main thread and raises there.
+        self._interrupting = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _insist(self) -> None:
+        """Interrupt again where radical does not come out of its own clean-up: its components may be dead."""
+        if self._interrupted is None or self._closing:
+            return
+        since = time.monotonic() - self._interrupted
+        if since > _GIVE_UP_S:
+            logger.error("radical does not end: this process does; --resume goes on with the campaign")
+            self._quit(1)
+        if since > _PATIENCE_S + self._attempts * _ATTEMPT_S:
+            self._attempts += 1
+            logger.info("radical takes long to end: interrupted again")
+            self._interrupt()
+
+    def _end_for(self, fault: Fault) -> None:
+        """The guard's word: as a first signal."""
+        if self.received or self._closing:
+            return
+        if fault.stop_reason is not None:
+            request_stop(self.layout)
+        self._interrupted = time.monotonic()
+        self._interrupt()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -537,84 +730,25 @@ class _Signals:
             # RADICAL-Pilot sends itself a SIGTERM when its pilot fails: that was not the user.
             self.by_radical = number == signal.SIGTERM and self.pilot_state() == "FAILED"
         self.received.append(number)
-        self._layout.stop_request.touch()
+        request_stop(self.layout)
         if len(self.received) > 1 and number == signal.SIGTERM:
             # A batch system, or RADICAL-Pilot after a pilot that the first signal ended: the campaign is closing.
             return False
         if len(self.received) > 1:
-            end_processes(self._layout, grace_s=0.0)
-            os._exit(130)
-        self._interrupting = number != signal.SIGTERM and not self._closing
+            self._quit(130)
+        if self._interrupted is None:
+            self._interrupted = time.monotonic()
         return not self._closing
 
-
-def end_processes(layout: RunLayout, grace_s: float = _GRACE_S) -> int:
-    """End what is left of this campaign's pilot and tasks; returns how many had to be killed.
-
-    A process belongs to the campaign when its environment's ``RADICAL_BASE`` lies in the run's ``radical`` folder,
-    which RADICAL-Pilot's agent and tasks inherit (with the pilot's sandbox below it).
-    """
-    for sandbox in layout.radical.glob("radical.pilot.sandbox/*/pilot.*"):
-        # The bootstrapper watches for this file: it stops its agent even when no launcher is left to ask it.
-        (sandbox / "killme.signal").touch()
-    deadline = time.monotonic() + grace_s
-    while _find_processes(layout) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    left = _find_processes(layout)
-    for child in multiprocessing.active_children():
-        child.terminate()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _find_processes(layout):
+    def _quit(self, code: int) -> None:
+        """End this process now, and everything that belongs to it."""
+        end_processes(self.layout, grace_s=0.0, also=() if self._guard is None else self._guard.components)
+        for finish in reversed(self.to_finish):
             try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                logger.debug("process %d has gone by itself", pid)
-        if _find_processes(layout):
-            time.sleep(1.0)
-    return len(left)
-
-
-def _find_processes(layout: RunLayout) -> list[int]:
-    radical = layout.radical.resolve()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            belongs = _works_for(entry, radical) or _is_orphan(entry, radical)
-        except (OSError, IndexError):
-            # Gone in the meantime, or another user's.
-            continue
-        if state != "Z" and belongs:
-            found.append(int(entry.name))
-    return found
-
-
-def _works_for(entry: Path, radical: Path) -> bool:
-    """Whether a process' environment says that it belongs to the pilot of this folder, by whatever name of it."""
-    for variable in (entry / "environ").read_bytes().split(b"\0"):
-        name, _, value = variable.partition(b"=")
-        if name == b"RADICAL_BASE":
-            return Path(os.fsdecode(value)).resolve().is_relative_to(radical)
-    return False
-
-
-def _is_orphan(entry: Path, radical: Path) -> bool:
-    """Whether a process is a fork of a launcher that was killed: the launcher's Python, working where that did.
-
-    Such a process' environment is the launcher's as it was started, before ``RADICAL_BASE`` was set. The forks of a
-    living launcher are left to it.
-    """
-    if (entry / "cwd").readlink() != radical:
-        return False
-    program, *arguments = [os.fsdecode(part) for part in (entry / "cmdline").read_bytes().split(b"\0")]
-    parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    is_forked = parent > 1 and (Path("/proc") / str(parent) / "cwd").readlink() == radical
-    is_launcher = Path(program).name.startswith("python") and any(
-        Path(argument).name in LAUNCHER_NAMES for argument in arguments[:3]
-    )
-    return is_launcher and not is_forked
+                finish()
+            except Exception:
+                logger.info("left as it was", exc_info=True)
+        os._exit(code)
 
 
 def _last_words(layout: RunLayout, n_lines: int = 8) -> str:

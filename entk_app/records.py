@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -453,14 +454,35 @@ class Summary(Record):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Publish a text file: a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Publish a text file: a reader sees all of it or nothing.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or its run folder has gone: folders are made in a run folder, which is not made anew.
+    """
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _make_folder(folder: Path) -> None:
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if there == folder:
+        return
+    if not any((above / "settings.yaml").exists() for above in (there, *there.parents)):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -484,11 +506,24 @@ def read_record(kind: type[RecordType], path: Path) -> RecordType:
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Append a record as one line of a JSON-lines file, on disk before this returns."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(_to_line(record))
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Append a record as one line of a JSON-lines file, on disk before this returns.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the file is as it was, without half a line at its end.
+    """
+    line = memoryview(_to_line(record).encode())
+    with path.open("ab", buffering=0) as stream:
+        size = stream.tell()
+        try:
+            while line:
+                # A full disk takes a part of it before it refuses.
+                line = line[stream.write(line) :]
+            os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 def write_lines(path: Path, records: Iterable[Record]) -> None:

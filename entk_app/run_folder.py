@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from entk_app import __version__
 from entk_app.errors import RunFolderError, SettingsError
 from entk_app.layout import RunLayout
+from entk_app.lock import CampaignLock
 from entk_app.records import Decision, RunInfo, write_record, write_text
 from entk_app.settings import Settings, build_settings, dump_yaml, read_config
+
+logger = logging.getLogger(__name__)
 
 #: Packages whose versions are kept with a run.
 _PACKAGES = (
@@ -26,16 +29,12 @@ _PACKAGES = (
 #: Groups of settings, or single ones, that may differ when a campaign is taken up again: not its physics.
 _CHANGEABLE = ("train", "analyse", "steering", "stop", "faults", "resource", "simulate.platform")
 
-
-#: What the command line of a launcher names: ``python app.py``, ``entk-app``, ``python -m entk_app``.
-LAUNCHER_NAMES = ("app.py", "entk-app", "entk_app", "__main__.py")
-
 #: Reasons for which a campaign stops with something left to do.
-CUT_OFF = ("walltime", "interrupted")
+CUT_OFF = ("walltime", "interrupted", "pilot_lost", "disk")
 
 
-def create_run_folder(layout: RunLayout, settings: Settings, command: list[str]) -> None:
-    """Make a new run folder that describes itself: settings as run, versions, seed, command.
+def create_run_folder(layout: RunLayout, settings: Settings, command: list[str]) -> CampaignLock:
+    """Make a new run folder that describes itself: settings as run, versions, seed, command; and take it.
 
     Raises
     ------
@@ -50,8 +49,7 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
                 f"or go on with its campaign: --resume {layout.root}"
             )
         # Two launchers that found the same folder empty: the first to make this file has it.
-        with layout.lock.open("x", encoding="utf-8") as stream:
-            stream.write(f"{platform.node()} {os.getpid()}\n")
+        lock = CampaignLock.create(layout.lock)
         write_text(layout.settings, dump_yaml(settings))
         write_record(
             layout.run_info,
@@ -71,6 +69,7 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
         raise RunFolderError(f"the run folder {layout.root} is taken: {error.filename} exists already") from None
     except OSError as error:
         raise RunFolderError(f"cannot write the run folder {layout.root}: {error.strerror}") from None
+    return lock
 
 
 def read_settings(layout: RunLayout) -> Settings:
@@ -116,26 +115,28 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim_run_folder(layout: RunLayout) -> None:
+def claim_run_folder(layout: RunLayout, tell: Callable[[str], None] = logger.warning) -> CampaignLock:
     """Take over the run folder of a campaign whose launcher has ended.
+
+    Parameters
+    ----------
+    layout : RunLayout
+    tell : callable
+        Given a sentence when it takes a while to know whether the launcher lives.
 
     Raises
     ------
     RunFolderError
-        Its launcher lives on this host.
+        Its launcher lives, or the folder cannot be written.
     """
+    lock = CampaignLock.acquire(layout.lock, tell)
     try:
-        host, pid = layout.lock.read_text(encoding="utf-8").split()
-        command = Path(f"/proc/{int(pid)}/cmdline").read_text() if host == platform.node() else ""
-    except (OSError, ValueError):
-        # No lock, or no process of that number.
-        command = ""
-    named = [Path(part).name for part in command.split("\0")[:4]]
-    if any(name in named for name in LAUNCHER_NAMES) and int(pid) != os.getpid():
-        raise RunFolderError(f"the campaign in {layout.root} is still run by process {pid} on this host: stop it first")
-    for path in (layout.stop_request, layout.deadline):
-        path.unlink(missing_ok=True)
-    write_text(layout.lock, f"{platform.node()} {os.getpid()}\n")
+        for path in (layout.stop_request, layout.deadline):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        lock.release()
+        raise RunFolderError(f"cannot write the run folder {layout.root}: {error.strerror}") from None
+    return lock
 
 
 def _version(package: str) -> str | None:

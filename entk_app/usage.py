@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from entk_app.accounting import Pilot, PilotState, Request, Task, Usage, judge_task
 from entk_app.errors import RecordError, RunFolderError
 from entk_app.layout import RunLayout, TaskName, parse_task_name
+from entk_app.lock import read_lock
 from entk_app.profiles import (
     Event,
     PilotFiles,
@@ -110,31 +109,16 @@ def find_purged(layout: RunLayout) -> frozenset[int]:
 def is_living(layout: RunLayout, now: float) -> bool:
     """Whether the campaign's launcher is at work: by its process on this host, else by files that change."""
     try:
-        host, pid = layout.lock.read_text(encoding="utf-8").split()[:2]
-    except (OSError, ValueError):
+        lock = read_lock(layout.lock)
+    except (OSError, RecordError):
         return False
-    if host == platform.node():
-        return _is_launcher(layout, pid)
+    if lock is None:
+        return False
+    if lock.is_here:
+        return lock.process.lives
     changing = [*layout.logs.glob("tasks*/*/*"), *layout.simulations.glob("*/*/progress.json"), layout.decisions]
     newest = max((path.stat().st_mtime for path in changing if path.exists()), default=0.0)
     return now - newest < _SILENCE_S
-
-
-def _is_launcher(layout: RunLayout, pid: str) -> bool:
-    """Whether this process is the campaign's; one that was given the same number later works elsewhere."""
-    process = Path("/proc") / pid
-    try:
-        # A process that has gone but not been waited for has no command line.
-        if b"python" not in (process / "cmdline").read_bytes():
-            return False
-        folder = (process / "cwd").readlink()
-    except PermissionError:
-        # Another user's: it cannot be told.
-        return True
-    except OSError:
-        return False
-    # The launcher works in RUN/radical, or in a temporary folder where the run's path has a space.
-    return folder.is_relative_to(layout.root.resolve()) or any(part.startswith("entk-app-") for part in folder.parts)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -143,6 +144,9 @@ def check_environments(environments: EnvironmentSettings) -> None:
         if prefix is None:
             continue
         python, key = prefix / "bin" / "python", f"resource.environments.{kind} = {str(prefix)!r}"
+        if not is_shell_safe(prefix):
+            # Its scripts name a task's program without quotes.
+            raise SettingsError(f"{key}: RADICAL-Pilot takes no space, quote or dollar here; give a link to it")
         if not os.access(python, os.X_OK):
             raise SettingsError(f"{key}: there is no bin/python in it; give the prefix of a Python environment")
         shell = "\n".join([*build_pre_exec(()), f"exec {shlex.quote(str(python))} -c 'import entk_app.tasks'"])
@@ -193,7 +197,13 @@ def build_environment(
     # The user's own home, not the one that the agent was given.
     if "ENTK_APP_HOME" in environment:
         chosen["HOME"] = environment["ENTK_APP_HOME"]
-    return chosen
+    # RADICAL-Pilot writes them into a script between double quotes, as they are.
+    return {name: re.sub(r'(["$`\\\\])', r"\\\1", value) for name, value in chosen.items()}
+
+
+def is_shell_safe(path: Path | str) -> bool:
+    """Whether RADICAL-Pilot's scripts, which do not quote paths, can take this one."""
+    return re.fullmatch(r"[A-Za-z0-9._/+@%,=-]+", str(path)) is not None
 
 
 def _is_installed(parent: Path) -> bool:

@@ -28,9 +28,13 @@ if [ -e "$ENTK_APP_RUN/settings.yaml" ]; then how=(--resume "$ENTK_APP_RUN"); fi
 code=0
 "$ENTK_APP_PYTHON" -m entk_app run "${how[@]}" || code=$?
 over=0
-"$ENTK_APP_PYTHON" -m entk_app finished "$ENTK_APP_RUN" || over=$?
+said=$("$ENTK_APP_PYTHON" -m entk_app finished "$ENTK_APP_RUN") || over=$?
+echo "$said"
+if [ "$code" -eq 1 ] && [ "${said%%:*}" = pilot_lost ]; then
+    # Killed while it worked, by whatever: the next job goes on.
+    echo "the pilot was lost" >&2
 # Failed (1), refused (2), over for good (0), or not meant to be a campaign: nothing is to follow.
-if [ "$code" -eq 1 ] || [ "$code" -eq 2 ] || [ "$over" -eq 0 ] || [ "$code$over" = 02 ]; then
+elif [ "$code" -eq 1 ] || [ "$code" -eq 2 ] || [ "$over" -eq 0 ] || [ "$code$over" = 02 ]; then
     [ -z "$next" ] || scancel "${next%;*}"
 fi
 exit "$code"

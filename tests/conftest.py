@@ -42,7 +42,7 @@ def tiny_settings(*assignments: str, preset: str = "villin-quick") -> Settings:
 def prepare(root: Path, settings: Settings, cores: int = 2, gpus: int = 0) -> Campaign:
     layout = RunLayout(root)
     built = build_system(settings, cache=root.parent / ".cache")
-    create_run_folder(layout, settings, ["test"])
+    create_run_folder(layout, settings, ["test"]).release()
     write_system(built, layout)
     return Campaign(layout, settings, divide_machine(settings, cores, gpus, allow_cpu=True))
 

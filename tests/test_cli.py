@@ -109,7 +109,6 @@ def test_finished_tells_whether_there_is_something_to_go_on_with(tmp_path, capsy
 )
 def test_a_campaign_does_not_go_on_with_another_physics(tmp_path, capsys, no_pilot, assignment, words):
     campaign = prepare(tmp_path / "run", tiny_settings())
-    # The lock is that of this very process.
     assert cli.main_run(["--resume", str(campaign.layout.root), "--set", assignment]) == 2
     assert words in capsys.readouterr().err
 
@@ -148,7 +147,7 @@ def test_a_campaign_that_fails_is_exit_1_with_a_summary(tmp_path, monkeypatch, c
     import entk_app.pilot
     from entk_app.errors import CampaignFailed
 
-    def fail(campaign, resource):
+    def fail(campaign, resource, lock):
         campaign.start()
         campaign.end("failed", "the pilot died")
         raise CampaignFailed("the campaign failed: the pilot died")
@@ -164,7 +163,7 @@ def test_a_campaign_that_did_not_begin_leaves_no_summary(tmp_path, monkeypatch, 
     import entk_app.pilot
     from entk_app.errors import RunFolderError
 
-    def refuse(campaign, resource):
+    def refuse(campaign, resource, lock):
         raise RunFolderError("it cannot go on")
 
     monkeypatch.chdir(tmp_path)
@@ -178,7 +177,7 @@ def test_a_resumed_campaign_finds_its_resource_in_its_own_folder(tmp_path, monke
     import entk_app.pilot
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource: campaign.start())
+    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource, lock: campaign.start())
     entry = {"cores_per_node": 4, "fake_resources": True, "system_architecture": {"gpu": "emulated"}}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "resource_my.json").write_text(json.dumps({"node": entry}))
@@ -193,7 +192,7 @@ def test_what_may_surprise_is_said_before_the_start(tmp_path, monkeypatch, capsy
     import entk_app.pilot
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource: None)
+    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource, lock: None)
     values = ["system.name=mine", "system.sequence=AAAAAA", "system.model=all-atom", "resource.gpus=1"]
     cli.main_run(["--resource", "local.dgx2_emulated", *[part for value in values for part in ("--set", value)]])
     printed = capsys.readouterr().out

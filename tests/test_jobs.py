@@ -43,7 +43,9 @@ STUB = """#!{python}
 import json, os, pathlib, signal, sys, time
 here = pathlib.Path(__file__).parent
 if sys.argv[3] == "finished":
-    sys.exit(0 if (pathlib.Path(sys.argv[4]) / "over").exists() else 1)
+    run = pathlib.Path(sys.argv[4])
+    print("pilot_lost: its agent ended unasked" if (run / "lost").exists() else "it was cut off")
+    sys.exit(0 if (run / "over").exists() else 1)
 run = pathlib.Path(sys.argv[sys.argv.index("--resume" if "--resume" in sys.argv else "--run-dir") + 1])
 with (here / "calls").open("a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -65,7 +67,9 @@ elif todo[0] == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 elif todo[0] == "target":
     (run / "over").touch()
-sys.exit({{"failed": 1, "refuse": 2}}.get(todo[0], 0))
+elif todo[0] == "lost":
+    (run / "lost").touch()
+sys.exit({{"failed": 1, "refuse": 2, "lost": 1}}.get(todo[0], 0))
 """
 
 
@@ -317,6 +321,14 @@ def test_the_successor_stays_after_the_walltime_and_resumes(checkout, commands, 
     assert read_calls(checkout)[1] == [
         "-m", "entk_app", "run", "--resume", f"runs/{scheduler}-7", "--set", "resource.walltime_min=59",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", ["pbs", "lsf"])
+def test_the_successor_stays_after_a_lost_pilot(checkout, commands, scheduler):
+    # Exit code 1 as after a failure, after which nothing follows.
+    plan(checkout, "lost")
+    assert run_job(checkout, scheduler) == 1
+    assert CANCELLED[scheduler] not in (commands / "called").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("scheduler", ["pbs", "lsf"])

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings
 
-from entk_app import pilot
+from entk_app import pilot, processes
 from entk_app.errors import SettingsError
 from entk_app.layout import RunLayout
 from entk_app.records import PilotRecord, read_lines
 from entk_app.resources import find_resource
 from entk_app.settings import ResourceSettings
+from entk_app.workflow import is_shell_safe
 
 
 def sleeper(base: Path) -> subprocess.Popen:
@@ -37,8 +38,8 @@ def test_processes_of_a_run_are_known_by_their_radical_base(tmp_path, base, belo
     process = sleeper(tmp_path / base)
     try:
         time.sleep(0.3)
-        assert (process.pid in pilot._find_processes(layout)) == belongs
-        killed = pilot.end_processes(layout, grace_s=0.0)
+        assert (process.pid in processes.find_processes(layout)) == belongs
+        killed = processes.end_processes(layout, grace_s=0.0)
         assert (killed, process.poll() is not None) == ((1, True) if belongs else (0, False))
     finally:
         process.kill()
@@ -51,7 +52,7 @@ def test_what_ends_by_itself_in_time_is_not_killed(tmp_path):
     threading.Timer(0.7, process.terminate).start()
     reaper = threading.Thread(target=process.wait)
     reaper.start()
-    assert pilot.end_processes(layout, grace_s=20.0) == 0
+    assert processes.end_processes(layout, grace_s=20.0) == 0
     reaper.join()
 
 
@@ -101,9 +102,9 @@ def test_radical_sees_no_path_that_its_scripts_cannot_take(tmp_path, name, monke
     layout = RunLayout(tmp_path / name)
     layout.root.mkdir()
     with pilot._shell_safe(layout, None) as (safe, prefix):
-        assert pilot._is_shell_safe(safe.root)
-        assert pilot._is_shell_safe(safe.radical)
-        assert pilot._is_shell_safe(prefix)
+        assert is_shell_safe(safe.root)
+        assert is_shell_safe(safe.radical)
+        assert is_shell_safe(prefix)
         safe.radical.mkdir(exist_ok=True)
         (safe.radical / "session").write_text("log")
         (safe.root / "summary.json").write_text("{}")
@@ -325,7 +326,7 @@ def test_only_a_launchers_fork_is_taken_for_one(tmp_path, command, orphan):
     process = subprocess.Popen([sys.executable, *command], cwd=layout.radical)
     try:
         time.sleep(0.3)
-        assert (process.pid in pilot._find_processes(layout)) is orphan
+        assert (process.pid in processes.find_processes(layout)) is orphan
     finally:
         process.kill()
         process.wait()
@@ -337,7 +338,7 @@ def test_a_run_folder_by_another_name_is_the_same(tmp_path):
     (tmp_path / "link").symlink_to(layout.root)
     process = sleeper(tmp_path / "link" / "radical" / "radical.pilot.sandbox")
     try:
-        assert process.pid in pilot._find_processes(layout)
+        assert process.pid in processes.find_processes(layout)
     finally:
         process.kill()
         process.wait()

@@ -2,92 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from check_accounting import check_accounting
 from check_run import check_run
-from conftest import CHECKOUT, collect_logs
-
-#: Environment variable by which everything that a test started is found again.
-MARK = "ENTK_APP_TEST_FOLDER"
+from conftest import collect_logs
+from real_pilot import end_everything, find_processes, read_summary, run_to_end, start
 
 pytestmark = [pytest.mark.pilot, pytest.mark.timeout(900)]
-
-
-def find_processes(mark: Path) -> dict[int, str]:
-    """Command lines by pid of living processes that were started, by whomever, with this folder as their mark."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-            if f"{MARK}={mark}".encode() in variables and process.status() != psutil.STATUS_ZOMBIE:
-                found[process.pid] = " ".join(process.cmdline())
-        except (OSError, psutil.Error):
-            # Gone in the meantime.
-            continue
-    return found
-
-
-def start(arguments: list[str], cwd: Path, home: Path | None = None) -> subprocess.Popen:
-    """Start the command line in its own process group, with a mark that everything it starts inherits."""
-    environment = {**os.environ, MARK: str(cwd)}
-    if home is not None:
-        environment["HOME"] = str(home)
-    return subprocess.Popen(
-        [sys.executable, str(CHECKOUT / "app.py"), *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end_everything(process: subprocess.Popen, cwd: Path) -> None:
-    """Whatever a test has started is ended, also when the test failed."""
-    for pid in (process.pid, *find_processes(cwd)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a command came to, and the processes that outlived it."""
-
-    returncode: int
-    stdout: str
-    left: dict[int, str]
-
-
-def run_to_end(
-    arguments: list[str], cwd: Path, home: Path | None = None, timeout_s: float = 600, watch=None
-) -> Finished:
-    """Run the command to its end; a hang fails with the pilot's logs shown."""
-    process = start(arguments, cwd, home)
-    deadline = time.monotonic() + timeout_s
-    try:
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                pytest.fail(f"no end after {timeout_s} s\n{collect_logs(cwd)}")
-            if watch is not None:
-                watch(process.pid)
-            time.sleep(0.25)
-        return Finished(process.returncode, process.stdout.read(), find_processes(cwd))
-    finally:
-        end_everything(process, cwd)
-        process.stdout.close()
 
 
 class LauncherCpu:
@@ -111,10 +39,6 @@ class LauncherCpu:
             self._began = now
         elif now[0] - self._began[0] > 8.0:
             self.share = (now[1] - self._began[1]) / (now[0] - self._began[0])
-
-
-def read_summary(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

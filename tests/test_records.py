@@ -25,6 +25,7 @@ REF = FrameRef(simulation=3, segment=1, frame=17)
 
 
 def test_a_record_reads_back_equal_and_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "settings.yaml").touch()
     path = tmp_path / "below" / "record.json"
     write_record(path, REF)
     assert read_record(FrameRef, path) == REF

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-import sys
 
 import pytest
 from conftest import prepare, tiny_settings
 
 from entk_app.errors import RunFolderError
-from entk_app.run_folder import change_settings, claim_run_folder, read_settings
+from entk_app.lock import CampaignLock, read_lock
+from entk_app.processes import ProcessId
+from entk_app.records import Decision
+from entk_app.run_folder import change_settings, claim_run_folder, is_finished, read_settings
 
 
 @pytest.fixture
@@ -25,32 +25,30 @@ def test_limits_may_be_raised_and_are_kept(begun):
     assert read_settings(begun) == more
 
 
-def test_a_campaign_whose_launcher_lives_is_not_taken_over(begun, tmp_path):
-    script = tmp_path / "app.py"
-    script.write_text("import time; print('up', flush=True); time.sleep(60)")
-    launcher = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
-    try:
-        assert launcher.stdout.readline() == b"up\n"
-        begun.lock.write_text(f"{platform.node()} {launcher.pid}\n")
-        with pytest.raises(RunFolderError, match=f"still run by process {launcher.pid}"):
-            claim_run_folder(begun)
-        begun.lock.write_text(f"elsewhere {launcher.pid}\n")
+def test_a_campaign_whose_launcher_lives_is_not_taken_over(begun):
+    CampaignLock.create(begun.lock)
+    with pytest.raises(RunFolderError, match=f"still run by process {os.getpid()} on this host.*--resume"):
         claim_run_folder(begun)
-    finally:
-        launcher.kill()
-        launcher.wait()
-        launcher.stdout.close()
-    assert begun.lock.read_text() == f"{platform.node()} {os.getpid()}\n"
 
 
-@pytest.mark.parametrize("lock", ["", "host", "host notanumber", "{host} 4194305", "{host} {pid}"])
-def test_a_stale_lock_is_taken_over_and_old_requests_go(begun, lock):
-    begun.lock.write_text(lock.format(host=platform.node(), pid=os.getpid()))
+def test_a_dead_launchers_folder_is_taken_over_and_old_requests_go(begun):
+    lock = CampaignLock.create(begun.lock)
+    begun.lock.write_text(lock.record.model_copy(update={"start": 1}).model_dump_json())
     begun.stop_request.touch()
     begun.deadline.write_text("{}")
     claim_run_folder(begun)
-    assert begun.lock.read_text() == f"{platform.node()} {os.getpid()}\n"
+    assert read_lock(begun.lock).process == ProcessId.own()
     assert not begun.stop_request.exists() and not begun.deadline.exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "finished"),
+    [("walltime", False), ("interrupted", False), ("pilot_lost", False), ("disk", False),
+     ("failed", True), ("target_rmsd", True)],
+)  # fmt: skip
+def test_a_campaign_that_was_cut_off_is_not_finished(reason, finished):
+    stop = Decision(index=0, iteration=1, next="stop", reason="so", stop_reason=reason)
+    assert is_finished([stop]) is finished
 
 
 def test_a_folder_without_a_campaign_is_refused(tmp_path):

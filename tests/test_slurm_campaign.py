@@ -12,7 +12,7 @@ import pytest
 from check_accounting import check_accounting
 from check_run import check_run
 from conftest import CHECKOUT, collect_logs
-from test_real_pilot import find_processes, read_summary, run_to_end
+from real_pilot import find_processes, read_summary, run_to_end
 from throwaway_slurm import SlurmError
 
 pytestmark = [pytest.mark.pilot, pytest.mark.timeout(900)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 
 import pytest
 from written_pilot import WrittenPilot, WrittenTask, write_segment
@@ -12,6 +11,7 @@ from written_pilot import WrittenPilot, WrittenTask, write_segment
 from entk_app.accounting import account
 from entk_app.errors import RunFolderError
 from entk_app.layout import RunLayout
+from entk_app.lock import CampaignLock
 from entk_app.profiles import find_pilots
 from entk_app.records import Action, Decision, append_record
 from entk_app.usage import is_living, read_usage
@@ -28,7 +28,7 @@ def layout(tmp_path) -> RunLayout:
 def as_launcher(layout, monkeypatch):
     """This process is the campaign's launcher, which works in the run folder."""
     layout.radical.mkdir(parents=True)
-    layout.lock.write_text(f"{platform.node()} {os.getpid()}\n")
+    CampaignLock.create(layout.lock)
     monkeypatch.chdir(layout.radical)
 
 
@@ -241,16 +241,18 @@ def test_a_running_campaign_is_counted_until_now(layout, as_launcher):
 @pytest.mark.parametrize(
     ("lock", "age", "living"),
     [
-        (f"{platform.node()} {os.getpid()}", 0.0, False),  # another process by now, that works elsewhere
-        (f"{platform.node()} {2**22 + 1}", 0.0, False),
-        ("another-host 1", 10.0, True),
-        ("another-host 1", 1e6, False),
-        ("", 0.0, False),
+        ({}, 1e6, True),
+        ({"start": 1}, 0.0, False),  # another process by now
+        ({"pid": 2**22 + 1}, 0.0, False),
+        ({"host": "another-host"}, 10.0, True),
+        ({"host": "another-host"}, 1e6, False),
+        (None, 0.0, False),
     ],
 )
 def test_whether_a_campaign_lives(layout, lock, age, living):
     layout.root.mkdir()
-    layout.lock.write_text(lock + "\n")
+    own = CampaignLock.create(layout.lock).record
+    layout.lock.write_text("torn" if lock is None else own.model_copy(update=lock).model_dump_json())
     layout.decisions.write_text("")
     os.utime(layout.decisions, (NOW - age, NOW - age))
     assert is_living(layout, NOW) is living

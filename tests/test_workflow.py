@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_an_environment_that_cannot_run_tasks_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="cannot import entk_app .*No module named 'numpy'"):
         check_environments(EnvironmentSettings(train=tmp_path))
     check_environments(EnvironmentSettings(analyse=Path(sys.prefix)))
+
+
+def test_an_environment_that_radicals_scripts_cannot_name_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="takes no space, quote or dollar"):
+        check_environments(EnvironmentSettings(train=tmp_path / "my env"))
+
+
+@pytest.mark.parametrize("home", ["/home/me", "/a b", '/it"s', "/$HOME", "/`id`", "/back\\slash", "/$(id)"])
+def test_a_variable_reaches_a_task_as_it_is(tmp_path, home):
+    given = build_environment({"ENTK_APP_HOME": home}, task_spec(), tmp_path, LOCAL)["HOME"]
+    # As RADICAL-Pilot writes its scripts.
+    script = f'export HOME="{given}"\nprintf %s "$HOME"\n'
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == home
 
 
 def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch):

@@ -114,6 +114,7 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
 
 def write_system(built: BuiltSystem, layout: RunLayout) -> None:
     """Write topology, native structure, OpenMM system and record into the run folder."""
+    layout.system.mkdir(parents=True, exist_ok=True)
     write_text(layout.topology, _to_pdb(built.start))
     if built.native is not None:
         write_text(layout.native, _to_pdb(built.native))
