@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entk_app.errors import LockLost, RecordError
+from entk_app.hung import HungTasks
 from entk_app.layout import RunLayout
 from entk_app.lock import HEARTBEAT_S, CampaignLock
 from entk_app.processes import ProcessId, find_components
@@ -57,6 +58,7 @@ class Guard:
         self._folders = [layout.root]
         self._lock = lock
         self._pilot: RunLayout | None = None
+        self._tasks: HungTasks | None = None
         self._pilot_since = 0.0
         self._is_closing: Callable[[], bool] = lambda: False
         self._missing_since: float | None = None
@@ -76,8 +78,9 @@ class Guard:
         """Keep an eye on the room in another folder."""
         self._folders.append(folder)
 
-    def watch_pilot(self, layout: RunLayout, is_closing: Callable[[], bool]) -> None:
-        """From now on radical's processes on this host are all to live, until the campaign is being closed."""
+    def watch_pilot(self, layout: RunLayout, is_closing: Callable[[], bool], tasks: HungTasks | None = None) -> None:
+        """From now on radical's processes on this host are all to live, and its tasks not to hang, until it closes."""
+        self._tasks = tasks
         self._is_closing = is_closing
         self._pilot_since = time.monotonic()
         self._pilot = layout
@@ -97,6 +100,8 @@ class Guard:
                 last_beat = now
                 fault = self._beat()
             fault = fault or self._check_pilot(now)
+            if fault is None and self._tasks is not None and not self._is_closing():
+                self._tasks.look(now)
             if fault is not None and self.fault is None:
                 logger.info("%s", fault.message)
                 self.fault = fault

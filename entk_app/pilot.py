@@ -37,6 +37,7 @@ from entk_app.errors import (
     StorageError,
 )
 from entk_app.guard import Fault, Guard
+from entk_app.hung import HungTasks
 from entk_app.layout import RunLayout
 from entk_app.lock import CampaignLock
 from entk_app.processes import end_processes
@@ -339,7 +340,7 @@ def _conclude(campaign: Campaign, layout: RunLayout, end: _End | None) -> None:
         raise _storage_error(campaign.layout, final.reason)
     if reason == "pilot_lost":
         raise CampaignFailed(f"{final.reason}\nwhat was finished is kept, {_how_to_resume(campaign.layout)}; {logs}")
-    raise CampaignFailed(f"the campaign failed: {final.reason}\n{_last_words(layout)}{logs}")
+    raise CampaignFailed(f"the campaign failed: {final.reason}\n{_last_words(campaign, layout)}{logs}")
 
 
 def _storage_error(layout: RunLayout, told: str | None) -> StorageError:
@@ -530,7 +531,10 @@ def _watch_pilot(
             pilot = getattr(getattr(manager, "_rmgr", None), "pilot", None)
             if pilot is None or pilot.state != "PMGR_ACTIVE":
                 continue
-            guard.watch_pilot(layout, lambda: campaign.final_decision is not None or workflow.error is not None)
+            tasks = HungTasks(layout, campaign.settings.faults.hang_minutes)
+            guard.watch_pilot(
+                layout, lambda: campaign.final_decision is not None or workflow.error is not None, tasks
+            )
             campaign.note_pilot_active()
             try:
                 log.update(unix_active=time.time(), session=manager.sid)
@@ -751,11 +755,13 @@ class _Signals:
         os._exit(code)
 
 
-def _last_words(layout: RunLayout, n_lines: int = 8) -> str:
-    """The last lines that failed tasks wrote, the newest first."""
-    errors = sorted(layout.logs.glob("tasks*/*/*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in errors:
+def _last_words(campaign: Campaign, layout: RunLayout, n_lines: int = 8) -> str:
+    """The last lines that the task which failed last wrote, on whichever pilot."""
+    if campaign.last_failed_task is None:
+        return ""
+    written = layout.logs.glob(f"tasks*/{campaign.last_failed_task}/*.err")
+    for path in sorted(written, key=lambda path: path.stat().st_mtime, reverse=True):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if any("ERROR" in line or "Error" in line for line in lines):
+        if lines:
             return f"last lines of {path}:\n  " + "\n  ".join(lines[-n_lines:]) + "\n"
     return ""

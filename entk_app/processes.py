@@ -6,7 +6,6 @@ A process is told from a later one of the same number by its start time. Linux o
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import multiprocessing
 import os
@@ -120,7 +119,7 @@ def end_processes(layout: RunLayout, grace_s: float = GRACE_S, also: Collection[
     deadline = time.monotonic() + grace_s
     if grace_s > 0:
         # They publish what they have; the stop request says the same, where it could be written.
-        _send_all(_find_simulations(layout), signal.SIGTERM)
+        _send_all([process.pid for process in find_tasks(layout, "simulate")], signal.SIGTERM)
     while find() and time.monotonic() < deadline:
         time.sleep(0.2)
     left = find()
@@ -157,12 +156,15 @@ def find_components(layout: RunLayout) -> dict[ProcessId, str]:
     return found
 
 
-def _find_simulations(layout: RunLayout) -> list[int]:
-    def is_simulation(pid: int) -> bool:
-        command = _read_command(pid)
-        return ("entk_app.tasks", "simulate") in itertools.pairwise(command)
-
-    return [pid for pid in find_processes(layout) if is_simulation(pid)]
+def find_tasks(layout: RunLayout, kind: str) -> dict[ProcessId, Path]:
+    """Tasks of a kind that run on this host, and their orders."""
+    found = {}
+    for pid in find_processes(layout):
+        process, command = ProcessId.of(pid), [part for part in _read_command(pid) if part]
+        # The process itself, not a shell that started it.
+        if len(command) > 5 and command[1:4] == ["-m", "entk_app.tasks", kind] and process.lives:
+            found[process] = Path(command[5])
+    return found
 
 
 def wait_until(is_true: Callable[[], bool], patience_s: float) -> bool:

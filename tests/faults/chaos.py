@@ -1,7 +1,7 @@
 """One campaign, killed with SIGKILL at random moments until it has been killed often enough, and finished all the same.
 
-``python tests/faults/chaos.py RUN --kills 25 --seed 1`` makes a tiny campaign of its own in the new folder RUN and walks it
-in a process of its own, again and again. It prints where each kill came and checks the run folder at the end.
+``python tests/faults/chaos.py RUN --kills 25 --seed 1`` makes a tiny campaign in the new folder RUN and walks it in a
+process of its own, again and again. It prints where each kill came and checks the run folder at the end.
 """
 
 from __future__ import annotations
