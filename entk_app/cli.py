@@ -279,7 +279,9 @@ def _run_campaign(options: argparse.Namespace) -> int:
     # Heavy imports only now, when the settings are known to be good.
     from entk_app.layout import RunLayout
     from entk_app.machine import divide_machine
+    from entk_app.preflight import check_scratch
     from entk_app.resources import LOCAL, check_presence, config_folders, find_resource, keep_resource
+    from entk_app.run_folder import check_new_run_folder
 
     _configure_logging(options.verbose)
     root = _as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name)
@@ -292,6 +294,9 @@ def _run_campaign(options: argparse.Namespace) -> int:
     required = settings.resource.require_gpu
     allow_cpu = resource.is_emulated if required is None else not required
     machine = divide_machine(settings, resource.cores, resource.gpus, resource.nodes, allow_cpu)
+    check_scratch(settings.resource.scratch)
+    if not options.resume:
+        check_new_run_folder(layout)
     if options.dry_run:
         return _print_plan(settings, resource, machine, layout)
 
