@@ -36,6 +36,8 @@ _PATHS = (
 #: A template of all settings with their comments has about 10,000; reading YAML takes a second for each of so many.
 _MAX_CONFIG_BYTES = 200_000
 
+_MAX_NUMBER = 1e15
+
 #: Messages about so many settings are shown at once.
 _MAX_MESSAGES = 20
 
@@ -53,6 +55,14 @@ class _Group(BaseModel):
             raise ValueError("true and false (in YAML also yes, no, on and off) are no value of it")
         if Path in kinds and value == "":
             raise ValueError("give a path, or null for none")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_absurd_numbers(cls, value: Any) -> Any:
+        """No number here means anything beyond this; what is computed from it must stay finite."""
+        if isinstance(value, (int, float)) and abs(value) > _MAX_NUMBER:
+            raise ValueError(f"numbers up to {_MAX_NUMBER:g} can be given")
         return value
 
 
@@ -413,10 +423,11 @@ def build_settings(
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise SettingsError(f"--set {text!r}: write it as key=value, such as stop.max_iterations=20")
+            raise SettingsError(f"--set {_show(text)}: write it as key=value, such as stop.max_iterations=20")
         if key not in known_keys():
-            raise SettingsError(f"--set {text!r}: there is no setting '{key}'{suggest(key, known_keys())}")
-        nested: Any = _parse_yaml(value, f"--set {text!r}")
+            near = suggest(key[:100], known_keys())
+            raise SettingsError(f"--set {_show(text)}: there is no setting {_show(key)}{near}")
+        nested: Any = _parse_yaml(value, f"--set {_show(text)}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(values, nested)
@@ -492,8 +503,8 @@ def _parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)
     except RecursionError:
         raise SettingsError(f"{where} is not valid YAML for settings: it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
-        # The latter: PyYAML on tags such as !!int whose text is none.
+    except Exception as error:
+        # PyYAML raises whatever it meets where a tag (!!int, !!timestamp) is on what is none.
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise SettingsError(f"{where} is not valid YAML for settings: {reason[:300]}") from None
 

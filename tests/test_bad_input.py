@@ -78,6 +78,8 @@ def test_the_structure_that_the_others_are_made_from_is_good(helix, tmp_path):
         (["--set", "resource.project=12345"], ["resource.project = 12345", "in quotes"]),
         (["--set", "resource.scratch=''"], ["resource.scratch = ''", "null"]),
         (["--set", f"seed=0x{'f' * 9000}"], ["seed = (a value of type int, too long to print)"]),
+        (["--set", f"stop.max_iterations={'9' * 30}"], ["stop.max_iterations = 999", "up to 1e+15"]),
+        (["--set", "stop.max_time_us=1e300"], ["stop.max_time_us", "up to 1e+15"]),
         (["--set", f"resource.nodes=[{'1,' * 5000}]"], ["resource.nodes = [1, 1", "..."]),
         (["--set", "resource.queue={a: [&x 1, *x]}"], ["the alias *x", "write the value out"]),
         (["--seed", "-1"], ["seed = -1"]),
@@ -121,6 +123,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"!!python/object/apply:os.system ['true']\n", ["not valid YAML", "python/object"]),
         (b"when: 2026-99-99\n", ["not valid YAML"]),
         (b"seed: !!int x\n", ["not valid YAML"]),
+        (b"seed: !!float ''\n", ["not valid YAML"]),
         (b"\xffseed: 1\n", ["not UTF-8 text", "byte 0"]),
         (b"PK\x03\x04\x00\x00", ["not valid YAML"]),
         (b"- 1\n", ["groups of settings", "list"]),
@@ -366,6 +369,14 @@ def test_a_scratch_folder(refused, tmp_path, scratch, words):
     (tmp_path / "with space").mkdir()
     error = refused("--set", f"resource.scratch={scratch}")
     assert words in error and f"resource.scratch = '{tmp_path / scratch}'" in error
+
+
+def test_a_working_directory_that_has_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["run"]) == 2
+    assert "the working directory cannot be used" in capsys.readouterr().err
 
 
 def test_resource_files(refused, tmp_path):
