@@ -16,7 +16,7 @@ from entk_app.settings import build_settings
 from entk_app.systems import build_system
 from entk_app.systems.build import _to_pdb, write_system
 from entk_app.systems.sequences import parse_sequence
-from entk_app.systems.structures import ALPHA_HELIX, build_chain
+from entk_app.systems.structures import ALPHA_HELIX, build_chain, read_protein
 
 OWN = ("--set", "system.name=mine")
 ALL_ATOM = (*OWN, "--set", "system.model=all-atom", "--set", "system.pdb=bad.pdb")
@@ -319,6 +319,15 @@ def test_what_a_structure_may_have(tmp_path, helix):
     written = app.PDBFile(str(tmp_path / "run" / "system" / "topology.pdb")).topology
     assert [(r.id, r.insertionCode.strip()) for r in written.residues()][-2:] == [("7", ""), ("7", "A")]
     assert written.getPeriodicBoxVectors() is None
+
+
+def test_of_a_structure_that_the_program_fetches_the_first_model_is_taken(tmp_path, helix):
+    """PDB 1FME holds 34."""
+    moved = [line[:30] + "   5.000" + line[38:] if line.startswith("ATOM") else line for line in helix[:-1]]
+    models = ["MODEL        1", *helix[:-1], "ENDMDL", "MODEL        2", *moved, "ENDMDL"]
+    (tmp_path / "nmr.pdb").write_text("\n".join(models))
+    structure = read_protein(tmp_path / "nmr.pdb", "native structure", first_model=True)
+    assert structure.positions[0].tolist() == [float(helix[0][start : start + 8]) for start in (30, 38, 46)]
 
 
 # Run folders.
