@@ -42,6 +42,11 @@ _RUN_HELP = (
     "Run a campaign: simulate, train, analyse and restart from outliers until the protein folds or a limit is met."
 )
 
+_CHECK_HELP = (
+    "Try a campaign without a pilot: settings, system, resource, speed, time, disk and memory. Takes the options of "
+    "entk-app run. Exit code 0 if it can run, 2 if it cannot."
+)
+
 _ACCOUNTING_HELP = (
     "Where the core-hours and GPU-hours of a campaign went, running, finished or dead. Writes RUN/accounting."
 )
@@ -55,6 +60,10 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a campaign", description=_RUN_HELP)
     _add_run_options(run)
+    check = commands.add_parser("check", help="try all of a campaign but its pilot", description=_CHECK_HELP)
+    _add_run_options(check)
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(function=_check_campaign)
     presets = commands.add_parser("presets", help="list the presets")
     presets.set_defaults(function=_list_presets)
     template = commands.add_parser("template", help="print a preset as a commented YAML file of every setting")
@@ -155,6 +164,10 @@ def _add_resource_folder(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     try:
+        try:
+            Path.cwd()
+        except OSError as error:
+            raise SettingsError(f"the working directory cannot be used ({error.strerror}): change to another") from None
         return int(options.function(options))
     except EntkAppError as error:
         print(f"entk-app: {error}", file=sys.stderr)
@@ -318,27 +331,58 @@ def _write_job(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_campaign(options: argparse.Namespace) -> int:
-    settings, name = _read_settings(options)
+def _check_campaign(options: argparse.Namespace) -> int:
+    from entk_app.preflight import Report
 
-    # Heavy imports only now, when the settings are known to be good.
+    try:
+        settings, name = _read_settings(options)
+    except EntkAppError as error:
+        report, lines = Report(problems=tuple(str(error).splitlines()), notes=()), []
+        lines = [f"problem: {text}" for text in report.problems]
+    else:
+        from entk_app.check import check_campaign, render_report
+
+        _configure_logging(options.verbose)
+        layout, folders = _find_places(options, name)
+        report = check_campaign(settings, layout, folders, is_resumed=options.resume is not None)
+        lines = render_report(report)
+    print(report.model_dump_json(indent=2) if options.json else "\n".join(lines))
+    return 0 if report.ok else SettingsError.exit_code
+
+
+def _find_places(options: argparse.Namespace, name: str) -> tuple[Any, list[Path]]:
+    """The layout of the run folder asked for, and the folders of resource files."""
     from entk_app.layout import RunLayout
-    from entk_app.machine import divide_machine
-    from entk_app.resources import LOCAL, check_presence, config_folders, find_resource, keep_resource
+    from entk_app.resources import config_folders
 
-    _configure_logging(options.verbose)
-    # Whatever the user's: agent and tasks inherit it.
-    os.umask(os.umask(0o077) | 0o022)
-    root = _as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name)
-    layout = RunLayout(root)
+    layout = RunLayout(_as_folder(options.resume) if options.resume else _choose_run_folder(options.run_dir, name))
     folders = config_folders(given=options.resource_configs)
     if options.resume and not options.resource_configs and layout.resource_configs.is_dir():
         # A run folder describes itself, its resource included.
         folders.insert(0, layout.resource_configs)
+    return layout, folders
+
+
+def _run_campaign(options: argparse.Namespace) -> int:
+    settings, name = _read_settings(options)
+
+    # Heavy imports only now, when the settings are known to be good.
+    from entk_app.machine import divide_machine
+    from entk_app.preflight import check_room, check_scratch
+    from entk_app.resources import LOCAL, check_presence, find_resource, keep_resource
+    from entk_app.run_folder import check_new_run_folder
+
+    _configure_logging(options.verbose)
+    # Whatever the user's: agent and tasks inherit it.
+    os.umask(os.umask(0o077) | 0o022)
+    layout, folders = _find_places(options, name)
     resource = find_resource(settings.resource, folders)
     required = settings.resource.require_gpu
     allow_cpu = resource.is_emulated if required is None else not required
     machine = divide_machine(settings, resource.cores, resource.gpus, resource.nodes, allow_cpu)
+    check_scratch(settings.resource.scratch)
+    if not options.resume:
+        check_new_run_folder(layout)
     if options.dry_run:
         return _print_plan(settings, resource, machine, layout)
 
@@ -351,10 +395,15 @@ def _run_campaign(options: argparse.Namespace) -> int:
     if resource.label == LOCAL:
         check_platform(settings.simulate.platform)
     check_time_left(layout, settings, resource)
-    record, lock = _reopen(layout, settings) if options.resume else _create(layout, settings)
+    built = None if options.resume else _build_system(layout, settings)
+    system = _read_system(layout) if built is None else built.record
+    room = check_room(layout, settings, machine.slots, system)
+    lock = _reopen(layout, settings) if built is None else _create(layout, settings, built)
     with lock:
+        if room is not None:
+            print(f"note: {room}")
         keep_resource(resource, layout.resource_configs)
-        return _drive(settings, resource, machine, layout, record, lock)
+        return _drive(settings, resource, machine, layout, system, lock)
 
 
 def _read_settings(options: argparse.Namespace) -> tuple[Any, str]:
@@ -400,33 +449,43 @@ def _print_plan(settings: Any, resource: Any, machine: Any, layout: Any) -> int:
     return 0
 
 
-def _create(layout: Any, settings: Any) -> tuple[Any, Any]:
-    """A new run folder with the system in it: the system's record and the folder's lock."""
-    from entk_app.run_folder import create_run_folder
-    from entk_app.systems import build_system, write_system
+def _build_system(layout: Any, settings: Any) -> Any:
+    from entk_app.systems import build_system
 
-    built = build_system(settings, cache=layout.root.parent / ".cache")
+    return build_system(settings, cache=layout.root.parent / ".cache")
+
+
+def _read_system(layout: Any) -> Any:
+    from entk_app.records import SystemRecord, read_record
+
+    return read_record(SystemRecord, layout.system_record)
+
+
+def _create(layout: Any, settings: Any, built: Any) -> Any:
+    """A new run folder with the system in it; its lock."""
+    from entk_app.run_folder import create_run_folder
+    from entk_app.systems import write_system
+
     lock = create_run_folder(layout, settings, sys.argv)
     try:
         write_system(built, layout)
     except BaseException:
         lock.release()
         raise
-    return built.record, lock
+    return lock
 
 
-def _reopen(layout: Any, settings: Any) -> tuple[Any, Any]:
+def _reopen(layout: Any, settings: Any) -> Any:
     """The run folder of a campaign that goes on, with the settings that it goes on with: likewise."""
-    from entk_app.records import SystemRecord, read_record
     from entk_app.run_folder import change_settings, claim_run_folder
 
     lock = claim_run_folder(layout, tell=lambda text: print(text, flush=True))
     try:
         change_settings(layout, settings)
-        return read_record(SystemRecord, layout.system_record), lock
     except BaseException:
         lock.release()
         raise
+    return lock
 
 
 def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,13 +42,9 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
     RunFolderError
         It holds something already, or cannot be made.
     """
+    check_new_run_folder(layout)
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
-        if any(layout.root.iterdir()):
-            raise RunFolderError(
-                f"the run folder {layout.root} is not empty: choose another with --run-dir, remove it, "
-                f"or go on with its campaign: --resume {layout.root}"
-            )
         # Two launchers that found the same folder empty: the first to make this file has it.
         lock = CampaignLock.create(layout.lock)
         write_text(layout.settings, dump_yaml(settings))
@@ -72,16 +69,68 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
     return lock
 
 
+def check_new_run_folder(layout: RunLayout) -> None:
+    """Refuse a run folder that a new campaign cannot have; makes nothing.
+
+    Raises
+    ------
+    RunFolderError
+        It is a file, holds a campaign or anything else, or cannot be made.
+    """
+    root = layout.root
+    try:
+        if not root.exists():
+            parent = find_existing(root)
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                what = "may not be written to" if parent.is_dir() else "is a file"
+                raise RunFolderError(f"the run folder {root} cannot be made: {parent} {what}; choose another --run-dir")
+            return
+        if not root.is_dir():
+            raise RunFolderError(f"the run folder {root} is a file: choose another with --run-dir")
+        if _holds_campaign(layout):
+            raise RunFolderError(
+                f"the run folder {root} holds a campaign already: go on with it by --resume {shlex.quote(str(root))}, "
+                "or choose another with --run-dir"
+            )
+        if any(root.iterdir()):
+            raise RunFolderError(
+                f"the run folder {root} is not empty, and what is in it is no campaign: choose another with --run-dir"
+            )
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise RunFolderError(f"the run folder {root} may not be written to: choose another with --run-dir")
+    except OSError as error:
+        raise RunFolderError(f"cannot use the run folder {str(root)[:200]}: {error.strerror}") from None
+
+
+def find_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
+
+
+def _holds_campaign(layout: RunLayout) -> bool:
+    return layout.settings.exists() and layout.system_record.exists()
+
+
 def read_settings(layout: RunLayout) -> Settings:
     """The settings of the campaign in a run folder.
 
     Raises
     ------
     RunFolderError
-        There is no campaign in the folder.
+        There is no such folder, or no campaign in it.
     """
-    if not layout.settings.exists() or not layout.system_record.exists():
-        raise RunFolderError(f"{layout.root} holds no campaign: there is no settings.yaml and no system in it")
+    try:
+        if not layout.root.exists():
+            raise RunFolderError(f"there is no run folder {layout.root}")
+        if not layout.root.is_dir():
+            raise RunFolderError(f"{layout.root} is a file: give the run folder of a campaign")
+        if not _holds_campaign(layout):
+            raise RunFolderError(
+                f"{layout.root} holds no campaign: there is no settings.yaml and no system in it; --run-dir starts a "
+                "new one there if it is empty"
+            )
+    except OSError as error:
+        raise RunFolderError(f"cannot read the run folder {str(layout.root)[:200]}: {error.strerror}") from None
     return build_settings(read_config(layout.settings))
 
 

@@ -13,12 +13,14 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
-from entk_app.errors import SettingsError
+from entk_app.errors import EntkAppError, SettingsError
 
 #: Pairs of keys of which a campaign has exactly one: giving one clears a default of the other.
 ALTERNATIVES = (("simulate.segment_ns", "simulate.segment_minutes"),)
@@ -31,9 +33,43 @@ _PATHS = (
     *(f"resource.environments.{stage}" for stage in ("simulate", "train", "analyse")),
 )
 
+#: A template of all settings with their comments has about 10,000; reading YAML takes a second for each of so many.
+_MAX_CONFIG_BYTES = 200_000
+
+_MAX_NUMBER = 1e15
+
+#: Messages about so many settings are shown at once.
+_MAX_MESSAGES = 20
+
 
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_types(cls, value: Any, info: ValidationInfo) -> Any:
+        """What pydantic would take for something else: true for 1, an empty path for the working directory."""
+        kinds = _kinds_of(cls.model_fields[info.field_name or ""].annotation)
+        given = value if isinstance(value, (list, tuple)) else [value]
+        if bool not in kinds and any(isinstance(item, bool) for item in given):
+            raise ValueError("true and false (in YAML also yes, no, on and off) are no value of it")
+        if Path in kinds and value == "":
+            raise ValueError("give a path, or null for none")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_absurd_numbers(cls, value: Any) -> Any:
+        """No number here means anything beyond this; what is computed from it must stay finite."""
+        if isinstance(value, (int, float)) and abs(value) > _MAX_NUMBER:
+            raise ValueError(f"numbers up to {_MAX_NUMBER:g} can be given")
+        return value
+
+
+def _kinds_of(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    inner = get_args(annotation)
+    return set().union(*(_kinds_of(part) for part in inner)) if inner else {annotation}
 
 
 class SystemSettings(_Group):
@@ -353,12 +389,38 @@ def read_config(path: Path) -> dict[str, Any]:
         The file is missing, not UTF-8, not YAML or not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, _MAX_CONFIG_BYTES, "the settings", SettingsError).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from None
     return _as_mapping(_parse_yaml(text, str(path)), str(path))
+
+
+def read_bounded(path: Path, limit: int, what: str, error_type: type[EntkAppError]) -> bytes:
+    """The content of a regular file of at most so many bytes.
+
+    A pipe or a device may never end, and a folder has no content: they are refused with what they are.
+
+    Raises
+    ------
+    EntkAppError
+        Of the type given.
+    """
+    try:
+        if path.is_dir():
+            raise error_type(f"{what}: {path} is a folder, not a file")
+        if path.exists() and not path.is_file():
+            raise error_type(f"{what}: {path} is not a regular file: write it to one first")
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except FileNotFoundError:
+        raise error_type(f"{what}: there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        # ValueError: a zero byte or a lone surrogate in the name.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise error_type(f"{what}: cannot read {str(path)[:200]!r}: {reason}") from None
+    if len(content) > limit:
+        raise error_type(f"{what}: {path} is larger than {limit:,} bytes: it is not what belongs here")
+    return content
 
 
 def build_settings(
@@ -387,10 +449,11 @@ def build_settings(
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise SettingsError(f"--set {text!r}: write it as key=value, such as stop.max_iterations=20")
+            raise SettingsError(f"--set {_show(text)}: write it as key=value, such as stop.max_iterations=20")
         if key not in known_keys():
-            raise SettingsError(f"--set {text!r}: there is no setting '{key}'{suggest(key, known_keys())}")
-        nested: Any = _parse_yaml(value, f"--set {text!r}")
+            near = suggest(key[:100], known_keys())
+            raise SettingsError(f"--set {_show(text)}: there is no setting {_show(key)}{near}")
+        nested: Any = _parse_yaml(value, f"--set {_show(text)}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(values, nested)
@@ -404,7 +467,9 @@ def build_settings(
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(item) for item in error.errors())) from None
+        messages = [_explain(item) for item in error.errors()]
+        more = [f"and {len(messages) - _MAX_MESSAGES} more"] if len(messages) > _MAX_MESSAGES else []
+        raise SettingsError("\n".join([*messages[:_MAX_MESSAGES], *more])) from None
 
 
 def dump_yaml(settings: Settings) -> str:
@@ -433,12 +498,41 @@ def render_template(preset: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without what settings need not and readers get wrong: PyYAML lets the last of two equal keys win, and a few
+    lines of aliases expand to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise ComposerError(None, None, f"the alias *{event.anchor}: write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "the merge key <<: write the values out", key.start_mark)
+            if key.value in lines:
+                text = f"'{key.value}' is given twice, in line {lines[key.value]} and in line {line}: keep one"
+                raise ConstructorError(None, None, text, key.start_mark)
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A safe loader: it makes plain values only.
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise SettingsError(f"{where} is not valid YAML for settings: it is nested too deeply") from None
+    except Exception as error:
+        # PyYAML raises whatever it meets where a tag (!!int, !!timestamp) is on what is none.
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise SettingsError(f"{where} is not valid YAML: {reason}") from None
+        raise SettingsError(f"{where} is not valid YAML for settings: {reason[:300]}") from None
 
 
 def _as_mapping(value: Any, where: str) -> dict[str, Any]:
@@ -466,9 +560,9 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 def suggest(word: str, words: Iterable[str]) -> str:
     candidates = list(words)
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6) or [
-        w for w in candidates if w.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]
-    ]
+    # A key in the wrong group is nearer than another key of that group.
+    elsewhere = [w for w in candidates if "." in w and w.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    near = elsewhere or difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -481,7 +575,7 @@ _PLAINER = {
     "invalid_key": "keys must be words",
     "int_type": "give a whole number",
     "float_type": "give a number",
-    "string_type": "give text",
+    "string_type": "give text, in quotes where it looks like a number",
 }
 
 
@@ -494,5 +588,14 @@ def _explain(item: Any) -> str:
     message = _PLAINER.get(item["type"], item["msg"].removeprefix("Value error, "))
     if not key:
         return message
-    shown = item["input"]
-    return f"{key} = {shown!r}: {message[0].lower()}{message[1:]}"
+    return f"{key} = {_show(item['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _show(value: Any) -> str:
+    """A value as a message can hold it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # An integer of thousands of digits is not printed by Python, nor is what is nested too deeply.
+        return f"(a value of type {type(value).__name__}, too long to print)"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -43,7 +43,7 @@ def no_pilot(monkeypatch):
         (["--resource", "local.dgx2_emulated", "--submit"], "no schema for a batch system"),
         (["--resource-configs", "."], "no resource_<site>.json"),
         (["--budget-gpu-hours", "-1"], "stop.budget_gpu_hours = -1"),
-        (["--resume", "nowhere"], "holds no campaign"),
+        (["--resume", "nowhere"], "there is no run folder"),
         (["--set", "resource.environments.train=nowhere"], "no bin/python"),
     ],
 )

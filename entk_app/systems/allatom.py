@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from openmm import app, unit
 
 from entk_app.errors import StructureError
 from entk_app.settings import SimulateSettings
-from entk_app.systems.structures import Structure
+from entk_app.systems.sequences import THREE_LETTER, parse_sequence, to_one_letter
+from entk_app.systems.structures import EXTENDED, Structure, build_chain, name_residue
 
 FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 
@@ -33,6 +35,7 @@ def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, 
         raise StructureError(
             f"{structure.source} holds CA atoms only: all-atom needs whole residues (or use system.model = 'calpha')"
         )
+    _check_heavy_atoms(structure)
     field = app.ForceField(*FORCE_FIELD)
     modeller = app.Modeller(structure.topology, structure.positions * 0.1 * unit.nanometer)
     try:
@@ -45,10 +48,44 @@ def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, 
             constraints=app.HBonds,
             hydrogenMass=None if settings.hydrogen_mass_amu is None else settings.hydrogen_mass_amu * unit.dalton,
         )
-    except (ValueError, KeyError) as error:
-        raise StructureError(_explain(error, structure)) from None
+    except Exception as error:
+        # Whatever OpenMM's modelling meets in a structure: the structure is what can be changed.
+        raise StructureError(_explain(error, structure)) from error
     positions = np.asarray(modeller.positions.value_in_unit(unit.angstrom), dtype=np.float64)
     return Structure(modeller.topology, positions, structure.source), system
+
+
+@cache
+def _heavy_atoms() -> dict[str, frozenset[str]]:
+    """Names of the heavy atoms of each amino acid inside a chain."""
+    every = build_chain(parse_sequence("".join(THREE_LETTER)), EXTENDED)
+    return {
+        residue.name: frozenset(atom.name for atom in residue.atoms() if atom.name != "OXT")
+        for residue in every.topology.residues()
+    }
+
+
+def _check_heavy_atoms(structure: Structure) -> None:
+    """Name what a residue lacks or has too many; hydrogens are added later."""
+    for chain in structure.topology.chains():
+        residues = list(chain.residues())
+        for residue in residues:
+            one_letter = to_one_letter(residue.name)
+            if one_letter is None:
+                continue
+            expected = set(_heavy_atoms()[THREE_LETTER[one_letter]]) | ({"OXT"} if residue == residues[-1] else set())
+            names = {a.name for a in residue.atoms() if a.element is None or a.element.symbol not in ("H", "D")}
+            missing, unknown = expected - names, names - expected
+            if missing:
+                raise StructureError(
+                    f"{structure.source}: {name_residue(residue)} lacks {', '.join(sorted(missing))}: all-atom needs "
+                    "every heavy atom (PDBFixer adds them)"
+                )
+            if unknown:
+                raise StructureError(
+                    f"{structure.source}: {name_residue(residue)} has {', '.join(sorted(unknown))}, which "
+                    f"{residue.name} there does not have: take them out, or rename them as the PDB does"
+                )
 
 
 def _explain(error: Exception, structure: Structure) -> str:
@@ -60,7 +97,7 @@ def _explain(error: Exception, structure: Structure) -> str:
         if number >= len(residues):
             return match.group(0)
         residue = residues[number]
-        return f"residue {residue.name} {residue.id} of chain {residue.chain.id}"
+        return name_residue(residue)
 
     reason = re.sub(r"residue (\d+) \(\w+\)", name, str(error))
-    return f"{structure.source}: the force field {FORCE_FIELD[0]} refuses it: {reason}"
+    return f"{structure.source}: the force field {FORCE_FIELD[0]} refuses it: {reason or type(error).__name__}"

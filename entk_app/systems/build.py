@@ -19,7 +19,7 @@ from entk_app.records import SystemRecord, read_record, write_record, write_text
 from entk_app.settings import Settings, suggest
 from entk_app.systems import allatom, calpha
 from entk_app.systems.catalogue import CATALOGUE
-from entk_app.systems.sequences import parse_sequence
+from entk_app.systems.sequences import MIN_RESIDUES, parse_sequence
 from entk_app.systems.structures import (
     EXTENDED,
     Structure,
@@ -78,6 +78,11 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
         )
     if asked.pdb is not None:
         chain = read_protein(asked.pdb, "system.pdb")
+        if len(chain.ca_indices()) < MIN_RESIDUES:
+            raise StructureError(
+                f"system.pdb: {len(chain.ca_indices())} residues in {asked.pdb} are too few, give at least "
+                f"{MIN_RESIDUES}"
+            )
     else:
         sequence = known.sequence if known is not None else asked.sequence
         chain = build_chain(parse_sequence(sequence or ""), EXTENDED)

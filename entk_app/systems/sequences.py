@@ -22,6 +22,12 @@ CAPS = ("ACE", "NME")
 WATERS = ("HOH", "WAT", "SOL", "TIP3", "TP3", "H2O", "DOD")
 IONS = ("NA", "CL", "K", "SOD", "CLA", "POT", "MG", "CA", "ZN", "NA+", "CL-", "K+")
 
+#: A shorter chain has neither contacts that could be native nor a map worth learning.
+MIN_RESIDUES = 4
+
+#: A longer extended chain does not fit into the columns of a PDB file.
+_MAX_RESIDUES = 400
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -38,7 +44,7 @@ def parse_sequence(text: str) -> Sequence:
     Raises
     ------
     StructureError
-        A letter is not one of the 20 amino acids, or fewer than 4 residues are given.
+        A letter is not one of the 20 amino acids, or fewer than 4 or more than 400 residues are given.
     """
     body = "".join(text.split()).upper()
     ace, nme = body.startswith("ACE-"), body.endswith("-NME")
@@ -49,8 +55,12 @@ def parse_sequence(text: str) -> Sequence:
                 f"system.sequence: '{letter}' at residue {place} is not one of the 20 amino acids "
                 f"({''.join(sorted(THREE_LETTER))}; caps are written ACE-...-NME)"
             )
-    if len(body) < 4:
-        raise StructureError(f"system.sequence: {len(body)} residues are too few, give at least 4")
+    if not MIN_RESIDUES <= len(body) <= _MAX_RESIDUES:
+        raise StructureError(
+            f"system.sequence: {len(body)} residues: an extended chain can be built of at least {MIN_RESIDUES} and at "
+            f"most {_MAX_RESIDUES}"
+            + ("; give a longer protein's structure with system.pdb" if len(body) > _MAX_RESIDUES else "")
+        )
     return Sequence(residues=body, ace=ace, nme=nme)
 
 

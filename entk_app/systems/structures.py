@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from openmm import app, unit
+from scipy.spatial import cKDTree
 
 from entk_app.errors import StructureError
 from entk_app.systems.catalogue import KnownSystem
+from entk_app.systems.pdb_text import read_pdb_text
 from entk_app.systems.sequences import CAPS, IONS, WATERS, Sequence, parse_sequence, to_one_letter
 
 #: Backbone angles (phi, psi) in degrees.
@@ -22,6 +24,9 @@ ALPHA_HELIX = (-57.0, -47.0)
 
 #: Neighbouring CA atoms are 3.8 Å apart in a trans and 2.9 Å in a cis peptide.
 _CA_STEP_ANGSTROM = (2.3, 4.8)
+
+#: No bond is as short as this, those of hydrogens included.
+_OVERLAP_ANGSTROM = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def build_chain(sequence: Sequence, angles: tuple[float, float]) -> Structure:
     return Structure(pdb.topology, _positions(pdb), f"chain built from the sequence {sequence.residues}")
 
 
-def read_protein(path: Path, what: str) -> Structure:
+def read_protein(path: Path, what: str, first_model: bool = False) -> Structure:
     """Read the protein of a PDB file; water and ions are dropped.
 
     Parameters
@@ -96,22 +101,22 @@ def read_protein(path: Path, what: str) -> Structure:
     path : Path
     what : str
         Setting that named the file, for messages.
+    first_model : bool
+        Take the first of several models in place of refusing them.
 
     Raises
     ------
     StructureError
-        The file cannot be read, holds no protein, or holds residues that are neither protein, cap, water nor ion.
+        The file cannot be read, holds no protein, or holds residues that are neither protein, cap, water nor ion;
+        a chain is broken, or atoms overlap.
     """
+    text = read_pdb_text(path, what, first_model)
     try:
-        pdb = app.PDBFile(str(path))
-    except FileNotFoundError:
-        raise StructureError(f"{what}: there is no file {path}") from None
+        pdb = app.PDBFile(io.StringIO(text))
     except Exception as error:
         # OpenMM's reader raises whatever its parsing meets: to the user all of it is one thing, a bad file.
         reason = f": {error}" if isinstance(error, ValueError) else ""
-        raise StructureError(f"{what}: {path} is not a PDB file that can be read, or it is empty{reason}") from None
-    if not pdb.topology.getNumAtoms():
-        raise StructureError(f"{what}: {path} holds no atom")
+        raise StructureError(f"{what}: {path} is not a PDB file that can be read{reason}") from None
     modeller = app.Modeller(pdb.topology, pdb.positions)
     dropped = [
         residue
@@ -125,34 +130,57 @@ def read_protein(path: Path, what: str) -> Structure:
             n_protein += 1
         elif residue.name not in CAPS:
             raise StructureError(
-                f"{what}: residue {residue.name} {residue.id} of chain {residue.chain.id} in {path} is unknown to the "
-                "force field: take it out, or rename it to the amino acid that it is"
+                f"{what}: {name_residue(residue)} in {path} is unknown to the force field: take it out, or rename it "
+                "to the amino acid that it is"
             )
     if not n_protein:
         raise StructureError(f"{what}: {path} holds no protein residue")
     structure = Structure(modeller.topology, _positions(modeller), str(path))
-    if len(structure.ca_indices()) != n_protein:
-        raise StructureError(
-            f"{what}: {n_protein} protein residues in {path}, but {len(structure.ca_indices())} CA atoms"
-        )
+    for residue in modeller.topology.residues():
+        if to_one_letter(residue.name) is not None and all(atom.name != "CA" for atom in residue.atoms()):
+            raise StructureError(f"{what}: {name_residue(residue)} in {path} has no CA atom")
     _check_chain(structure, what)
+    _check_overlap(structure, what)
     return structure
 
 
+def name_residue(residue: Any) -> str:
+    """A residue as its file has it: with its number, insertion code and chain."""
+    chain = f" of chain {residue.chain.id}" if residue.chain.id.strip() else ""
+    return f"residue {residue.name} {residue.id}{residue.insertionCode.strip()}{chain}"
+
+
 def _check_chain(structure: Structure, what: str) -> None:
-    """Refuse coordinates that are no numbers, and neighbours that cannot be bonded: a loop is missing between them."""
-    if not np.isfinite(structure.positions).all():
-        raise StructureError(f"{what}: {structure.source} holds coordinates that are not numbers")
+    """Refuse neighbours that cannot be bonded: a loop is missing between them."""
     atoms = list(structure.topology.atoms())
-    trace = structure.ca_indices()
-    for one, other in pairwise(trace):
+    for one, other in pairwise(structure.ca_indices()):
         left, right = atoms[one].residue, atoms[other].residue
         apart = float(np.linalg.norm(structure.positions[one] - structure.positions[other]))
-        if left.chain == right.chain and not _CA_STEP_ANGSTROM[0] < apart < _CA_STEP_ANGSTROM[1]:
+        if _is_same_chain(left, right) and not _CA_STEP_ANGSTROM[0] < apart < _CA_STEP_ANGSTROM[1]:
             raise StructureError(
                 f"{what}: the CA atoms of {left.name} {left.id} and {right.name} {right.id} of chain {left.chain.id} "
-                f"in {structure.source} are {apart:.1f} Å apart: the chain is broken or its coordinates are wrong"
+                f"in {structure.source} are {apart:.1f} Å apart: the chain is broken or its coordinates are wrong; "
+                "model the missing residues, or give what are two chains two letters"
             )
+
+
+def _is_same_chain(left: Any, right: Any) -> bool:
+    """Whether two residues that follow one another belong to one chain, a TER inside its numbering or not."""
+    if left.chain == right.chain:
+        return True
+    return left.chain.id == right.chain.id and int(right.id) > int(left.id)
+
+
+def _check_overlap(structure: Structure, what: str) -> None:
+    """Refuse two atoms in one place: their energy is no number."""
+    atoms = list(structure.topology.atoms())
+    for one, other in sorted(cKDTree(structure.positions).query_pairs(_OVERLAP_ANGSTROM)):
+        apart = float(np.linalg.norm(structure.positions[one] - structure.positions[other]))
+        raise StructureError(
+            f"{what}: atom {atoms[one].name} of {name_residue(atoms[one].residue)} and {atoms[other].name} of "
+            f"{name_residue(atoms[other].residue)} in {structure.source} overlap, they are {apart:.2f} Å apart: "
+            "correct the coordinates"
+        )
 
 
 def find_native(known: KnownSystem | None, reference: Path | None, cache: Path) -> Structure | None:
@@ -172,7 +200,8 @@ def find_native(known: KnownSystem | None, reference: Path | None, cache: Path) 
         return Structure(helix.topology, helix.positions, "ideal alpha helix")
     if known.native == "openmm-villin":
         return read_protein(Path(app.__file__).parent / "data" / "test.pdb", "native structure of villin")
-    return read_protein(_fetch("1FME", cache), "native structure of bba")
+    # 34 models of NMR; the first is the deposited representative.
+    return read_protein(_fetch("1FME", cache), "native structure of bba", first_model=True)
 
 
 def check_reference(native: Structure, sequence: str) -> None:
