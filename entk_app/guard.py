@@ -13,7 +13,7 @@ from pathlib import Path
 from entk_app.errors import LockLost, RecordError
 from entk_app.layout import RunLayout
 from entk_app.lock import HEARTBEAT_S, CampaignLock
-from entk_app.processes import ProcessId, find_components
+from entk_app.processes import GRACE_S, ProcessId, end_processes, find_components
 from entk_app.storage import explain, find_trouble
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,22 @@ class Guard:
         self._is_closing = is_closing
         self._pilot_since = time.monotonic()
         self._pilot = layout
+
+    @property
+    def has_lost_the_lock(self) -> bool:
+        """Whether another launcher may have the run folder: it is not to be written to any more."""
+        return self.fault is not None and self.fault.stop_reason is None
+
+    def end_processes(self, layout: RunLayout, grace_s: float = GRACE_S) -> None:
+        """End the campaign's processes, but not those of a launcher that has the run folder by now."""
+        if not self.has_lost_the_lock:
+            end_processes(layout, grace_s, also=self.components)
+        elif not self._lock.is_taken_here():
+            end_processes(layout, grace_s, also=self.components, tell_agents=False)
+        else:
+            # The other one has ended what it found, and has processes of its own.
+            for process in self.components:
+                process.kill()
 
     def find_trouble(self) -> str | None:
         """What is wrong with the campaign's folders now."""

@@ -242,12 +242,13 @@ def _run(
     finally:
         signals.only_note()
         if cause is not None:
-            request_stop(layout)
+            signals.request_stop()
         pilot_state = _pilot_state(manager)
-        end_processes(layout, also=guard.components)
-        _note_end(log)
+        guard.end_processes(layout)
+        if not guard.has_lost_the_lock:
+            _note_end(log)
     if not campaign.has_begun:
-        _explain_no_begin(campaign, cause, bool(signals.received))
+        _explain_no_begin(campaign, guard.fault, cause, bool(signals.received))
     if workflow is not None and workflow.error is not None:
         cause = workflow.error
     _conclude(campaign, layout, _judge(campaign, log, signals, guard, cause, pilot_state))
@@ -350,12 +351,6 @@ def _how_to_resume(layout: RunLayout) -> str:
     return f"go on with --resume {layout.root}"
 
 
-def request_stop(layout: RunLayout) -> None:
-    """Ask the tasks to end in order, where the run folder can still be written."""
-    with suppress(OSError):
-        layout.stop_request.touch()
-
-
 def _note_end(log: PilotLog) -> None:
     try:
         log.end()
@@ -364,8 +359,14 @@ def _note_end(log: PilotLog) -> None:
         logger.info("the pilot's end could not be noted: %s", error)
 
 
-def _explain_no_begin(campaign: Campaign, cause: BaseException | None, interrupted: bool) -> None:
+def _explain_no_begin(
+    campaign: Campaign, fault: Fault | None, cause: BaseException | None, interrupted: bool
+) -> None:
     """Why a campaign neither began nor went on: nothing is recorded of it."""
+    if fault is not None and fault.stop_reason is None:
+        raise LockLost(f"the campaign was ended before it began: {fault.message}")
+    if fault is not None:
+        raise _storage_error(campaign.layout, fault.message)
     if isinstance(cause, SettingsError):
         raise cause
     if isinstance(cause, OSError) and is_storage(cause):
@@ -597,7 +598,11 @@ def _shell_safe(layout: RunLayout, scratch: Path | None) -> Iterator[tuple[RunLa
     finally:
         # Not in what is about to be removed; the run folder may have gone.
         os.chdir(layout.root if layout.root.is_dir() else "/")
-        _bring_home(safe, layout)
+        try:
+            _bring_home(safe, layout)
+        except OSError as error:
+            # Whoever resumes the campaign finds it there.
+            logger.warning("what radical wrote stays in %s: %s", folder, error)
 
 
 def _bring_home(away: RunLayout, layout: RunLayout) -> None:
@@ -642,7 +647,7 @@ class _Signals:
 
     _BLOCKED = (signal.SIGINT, signal.SIGHUP)
 
-    def __init__(self, layout: RunLayout, guard: Guard | None = None) -> None:
+    def __init__(self, layout: RunLayout, guard: Guard) -> None:
         self.received: list[signal.Signals] = []
         self.pilot_state: Callable[[], str | None] = lambda: None
         self.by_radical = False
@@ -656,8 +661,7 @@ class _Signals:
         self._interrupted: float | None = None
         self._attempts = 0
         self._over = threading.Event()
-        if guard is not None:
-            guard.on_fault = self._end_for
+        guard.on_fault = self._end_for
 
     def __enter__(self) -> _Signals:
         # A launcher under nohup ignores SIGHUP, and goes on doing so.
@@ -675,6 +679,12 @@ class _Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._waited)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def request_stop(self) -> None:
+        """Ask the tasks to end in order, where the run folder can still be written and is this launcher's."""
+        if not self._guard.has_lost_the_lock:
+            with suppress(OSError):
+                self.layout.stop_request.touch()
 
     def only_note(self) -> None:
         """From now on the campaign is being closed anyway: a first signal changes nothing."""
@@ -711,8 +721,7 @@ class _Signals:
         """The guard's word: as a first signal."""
         if self.received or self._closing:
             return
-        if fault.stop_reason is not None:
-            request_stop(self.layout)
+        self.request_stop()
         self._interrupted = time.monotonic()
         self._interrupt()
 
@@ -730,7 +739,7 @@ class _Signals:
             # RADICAL-Pilot sends itself a SIGTERM when its pilot fails: that was not the user.
             self.by_radical = number == signal.SIGTERM and self.pilot_state() == "FAILED"
         self.received.append(number)
-        request_stop(self.layout)
+        self.request_stop()
         if len(self.received) > 1 and number == signal.SIGTERM:
             # A batch system, or RADICAL-Pilot after a pilot that the first signal ended: the campaign is closing.
             return False
@@ -742,7 +751,7 @@ class _Signals:
 
     def _quit(self, code: int) -> None:
         """End this process now, and everything that belongs to it."""
-        end_processes(self.layout, grace_s=0.0, also=() if self._guard is None else self._guard.components)
+        self._guard.end_processes(self.layout, grace_s=0.0)
         for finish in reversed(self.to_finish):
             try:
                 finish()

@@ -14,7 +14,7 @@ from typing import Any
 from entk_app import __version__
 from entk_app.errors import RunFolderError, SettingsError
 from entk_app.layout import RunLayout
-from entk_app.lock import CampaignLock
+from entk_app.lock import CampaignLock, check_unlocked
 from entk_app.records import Decision, RunInfo, write_record, write_text
 from entk_app.settings import Settings, build_settings, dump_yaml, read_config
 
@@ -44,6 +44,7 @@ def create_run_folder(layout: RunLayout, settings: Settings, command: list[str])
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         if any(layout.root.iterdir()):
+            check_unlocked(layout.lock)
             raise RunFolderError(
                 f"the run folder {layout.root} is not empty: choose another with --run-dir, remove it, "
                 f"or go on with its campaign: --resume {layout.root}"
