@@ -59,6 +59,7 @@ class Guard:
         self._pilot: RunLayout | None = None
         self._pilot_since = 0.0
         self._is_closing: Callable[[], bool] = lambda: False
+        self._seen: dict[ProcessId, str] = {}
         self._missing_since: float | None = None
         self._troubled = False
         self._over = threading.Event()
@@ -143,7 +144,9 @@ class Guard:
             self._missing_since = None
             return None
         if now - self._pilot_since < _NOTICE_S:
-            self.components |= find_components(self._pilot)
+            # Those of two looks: what is there for a moment only is no component.
+            seen, self._seen = self._seen, find_components(self._pilot)
+            self.components |= {process: name for process, name in self._seen.items() if process in seen}
             return None
         gone = [name for process, name in self.components.items() if not process.lives]
         if not gone:
