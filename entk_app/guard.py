@@ -14,7 +14,7 @@ from entk_app.errors import LockLost, RecordError
 from entk_app.hung import HungTasks
 from entk_app.layout import RunLayout
 from entk_app.lock import HEARTBEAT_S, CampaignLock
-from entk_app.processes import ProcessId, find_components
+from entk_app.processes import GRACE_S, ProcessId, end_processes, find_components
 from entk_app.storage import explain, find_trouble
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Guard:
         self._tasks: HungTasks | None = None
         self._pilot_since = 0.0
         self._is_closing: Callable[[], bool] = lambda: False
+        self._seen: dict[ProcessId, str] = {}
         self._missing_since: float | None = None
         self._troubled = False
         self._over = threading.Event()
@@ -84,6 +85,22 @@ class Guard:
         self._is_closing = is_closing
         self._pilot_since = time.monotonic()
         self._pilot = layout
+
+    @property
+    def has_lost_the_lock(self) -> bool:
+        """Whether another launcher may have the run folder: it is not to be written to any more."""
+        return self.fault is not None and self.fault.stop_reason is None
+
+    def end_processes(self, layout: RunLayout, grace_s: float = GRACE_S) -> None:
+        """End the campaign's processes, but not those of a launcher that has the run folder by now."""
+        if not self.has_lost_the_lock:
+            end_processes(layout, grace_s, also=self.components)
+        elif not self._lock.is_taken_here():
+            end_processes(layout, grace_s, also=self.components, tell_agents=False)
+        else:
+            # The other one has ended what it found, and has processes of its own.
+            for process in self.components:
+                process.kill()
 
     def find_trouble(self) -> str | None:
         """What is wrong with the campaign's folders now."""
@@ -132,7 +149,9 @@ class Guard:
             self._missing_since = None
             return None
         if now - self._pilot_since < _NOTICE_S:
-            self.components |= find_components(self._pilot)
+            # Those of two looks: what is there for a moment only is no component.
+            seen, self._seen = self._seen, find_components(self._pilot)
+            self.components |= {process: name for process, name in self._seen.items() if process in seen}
             return None
         gone = [name for process, name in self.components.items() if not process.lives]
         if not gone:

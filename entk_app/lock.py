@@ -55,9 +55,6 @@ class LockRecord(Record):
         here = Host.here()
         return bool(here.boot_id) and here == Host(self.host, self.boot_id, self.pid_namespace)
 
-    def is_of(self, process: ProcessId) -> bool:
-        return self.is_here and self.process == process
-
 
 class CampaignLock:
     """The lock of one run folder, held by this process.
@@ -164,17 +161,29 @@ class CampaignLock:
         if found is None:
             self.path.parent.stat()
             raise LockLost(f"{self.path} was removed while this campaign ran")
-        if found.process != self.record.process or found.unix != self.record.unix or not found.is_here:
+        if not self._is_own(found):
             raise LockLost(f"{self.path} is held by process {found.pid} on {found.host} by now")
 
     def release(self) -> None:
         """Give the run folder up, if it is still this process'."""
         try:
             found = read_lock(self.path)
-            if found is not None and found.is_of(ProcessId.own()):
+            if found is not None and self._is_own(found):
                 self.path.unlink()
         except (OSError, RecordError) as error:
             logger.debug("the lock is left where it is: %s", error)
+
+    def is_taken_here(self) -> bool:
+        """Whether another launcher on this host has it by now."""
+        try:
+            found = read_lock(self.path)
+        except (OSError, RecordError):
+            return False
+        return found is not None and not self._is_own(found) and found.is_here
+
+    def _is_own(self, found: LockRecord) -> bool:
+        own = self.record
+        return (found.host, found.process, found.unix) == (own.host, own.process, own.unix)
 
     def __enter__(self) -> CampaignLock:
         return self
@@ -201,6 +210,21 @@ def read_lock(path: Path) -> LockRecord | None:
         return LockRecord.model_validate_json(text)
     except ValueError:
         raise RecordError(f"{path} is not a whole lock") from None
+
+
+def check_unlocked(path: Path) -> None:
+    """Refuse a lock whose launcher lives on this host.
+
+    Raises
+    ------
+    RunFolderError
+    """
+    try:
+        found = read_lock(path)
+    except (OSError, RecordError):
+        return
+    if found is not None and found.is_here and found.process.lives:
+        raise RunFolderError(_refuse(path, f"process {found.pid} on this host ({found.host})"))
 
 
 def _render(record: LockRecord) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from entk_app.campaign import StageKind, TaskSpec
 from entk_app.layout import RunLayout, analyse_task_name, simulate_task_name, train_task_name
 from entk_app.machine import Machine
-from entk_app.pilot import describe_resource, find_walltime
+from entk_app.pilot import describe_resource
+from entk_app.pilot_log import find_walltime
 from entk_app.resources import Resource
 from entk_app.settings import Settings
 from entk_app.workflow import build_command, build_environment, build_pre_exec, find_python

@@ -103,19 +103,22 @@ def read_stat(pid: int) -> ProcessState | None:
         return None
 
 
-def end_processes(layout: RunLayout, grace_s: float = GRACE_S, also: Collection[ProcessId] = ()) -> int:
+def end_processes(
+    layout: RunLayout, grace_s: float = GRACE_S, also: Collection[ProcessId] = (), tell_agents: bool = True
+) -> int:
     """End what is left of this campaign's pilot and tasks; returns how many had to be killed.
 
     A process belongs to the campaign when its environment's ``RADICAL_BASE`` lies in the run's ``radical`` folder,
     which RADICAL-Pilot's agent and tasks inherit (with the pilot's sandbox below it), or when it is one of radical's
     own and works there: these write their titles over their environment. ``also`` are processes that were found
-    earlier, before the folder was moved away.
+    earlier, before the folder was moved away. Agents on other hosts are told by a file in their sandboxes.
     """
 
     def find() -> list[int]:
         return [*find_processes(layout), *(process.pid for process in also if process.lives)]
 
-    end_agents(layout)
+    if tell_agents:
+        end_agents(layout)
     deadline = time.monotonic() + grace_s
     if grace_s > 0:
         # They publish what they have; the stop request says the same, where it could be written.

@@ -10,12 +10,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from entk_app import __version__
 from entk_app.errors import RunFolderError, SettingsError
 from entk_app.layout import RunLayout
-from entk_app.lock import CampaignLock
+from entk_app.lock import CampaignLock, check_unlocked
 from entk_app.records import Decision, RunInfo, write_record, write_text
 from entk_app.settings import Settings, build_settings, dump_yaml, read_config
 
@@ -87,6 +88,7 @@ def check_new_run_folder(layout: RunLayout) -> None:
             return
         if not root.is_dir():
             raise RunFolderError(f"the run folder {root} is a file: choose another with --run-dir")
+        check_unlocked(layout.lock)
         if _holds_campaign(layout):
             raise RunFolderError(
                 f"the run folder {root} holds a campaign already: go on with it by --resume {shlex.quote(str(root))}, "

@@ -24,7 +24,7 @@ from entk_app.processes import ProcessId, end_processes, find_components
 
 #: Seconds between two looks at the launcher, and between two at radical's processes.
 _LOOK_S = 0.5
-_LIST_S = 5.0
+_LIST_S = 10.0
 
 #: Seconds that simulations have to publish what they have.
 _SAVE_S = 15.0

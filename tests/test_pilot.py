@@ -9,18 +9,29 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 from conftest import tiny_settings
 
 from entk_app import pilot, processes
+from entk_app import signals as signals_module
 from entk_app.errors import SettingsError
+from entk_app.guard import Fault, Guard
 from entk_app.layout import RunLayout
+from entk_app.lock import CampaignLock
+from entk_app.pilot_log import PilotLog, find_bootstrap, find_closing_seconds
 from entk_app.records import PilotRecord, read_lines
 from entk_app.resources import find_resource
 from entk_app.settings import ResourceSettings
+from entk_app.shell_safe import link_environment, make_shell_safe
+from entk_app.signals import Signals
 from entk_app.workflow import is_shell_safe
+
+
+def signals_for(layout: RunLayout) -> Signals:
+    return Signals(layout, Guard(layout, CampaignLock.create(layout.root / f"{uuid.uuid4().hex}.lock")))
 
 
 def sleeper(base: Path) -> subprocess.Popen:
@@ -101,7 +112,7 @@ def test_radical_sees_no_path_that_its_scripts_cannot_take(tmp_path, name, monke
     monkeypatch.chdir(tmp_path)
     layout = RunLayout(tmp_path / name)
     layout.root.mkdir()
-    with pilot._shell_safe(layout, None) as (safe, prefix):
+    with make_shell_safe(layout, None) as (safe, prefix):
         assert is_shell_safe(safe.root)
         assert is_shell_safe(safe.radical)
         assert is_shell_safe(prefix)
@@ -119,7 +130,7 @@ def test_an_environment_in_a_folder_with_a_space_works_by_links(tmp_path):
     script = prefix / "bin" / "radical-pilot-thing"
     script.write_text(f"#!{prefix}/bin/python\nimport sys\nprint(sys.prefix)\n")
     script.chmod(0o755)
-    pilot._link_environment(prefix, link)
+    link_environment(prefix, link)
     finished = subprocess.run([link / "bin" / "radical-pilot-thing"], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == str(link)
     assert str(prefix) not in (link / "bin" / "activate").read_text()
@@ -128,7 +139,7 @@ def test_an_environment_in_a_folder_with_a_space_works_by_links(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_the_tasks_to_end_and_interrupts_the_main_thread(tmp_path, number):
     layout = RunLayout(tmp_path)
-    signals = pilot._Signals(layout)
+    signals = signals_for(layout)
     with pytest.raises(KeyboardInterrupt), signals:
         os.kill(os.getpid(), number)
         time.sleep(10)
@@ -140,7 +151,7 @@ def test_a_fork_of_the_launcher_that_is_ended_asks_nobody_to_stop(tmp_path):
     import multiprocessing
 
     layout = RunLayout(tmp_path)
-    with pilot._Signals(layout):
+    with signals_for(layout):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()
         time.sleep(0.3)
@@ -152,7 +163,7 @@ def test_a_fork_of_the_launcher_that_is_ended_asks_nobody_to_stop(tmp_path):
 
 def test_a_second_sigterm_is_not_a_second_ctrl_c(tmp_path):
     # RADICAL-Pilot sends one when its pilot fails, which the first one may have caused.
-    signals = pilot._Signals(RunLayout(tmp_path))
+    signals = signals_for(RunLayout(tmp_path))
     with signals:
         signals.only_note()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -163,7 +174,7 @@ def test_a_second_sigterm_is_not_a_second_ctrl_c(tmp_path):
 
 def test_radicals_own_sigterm_is_known_by_the_failed_pilot(tmp_path):
     for state, by_radical in (("FAILED", True), ("PMGR_ACTIVE", False), (None, False)):
-        signals = pilot._Signals(RunLayout(tmp_path))
+        signals = signals_for(RunLayout(tmp_path))
         signals.pilot_state = lambda state=state: state
         with pytest.raises(KeyboardInterrupt), signals:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -172,7 +183,7 @@ def test_radicals_own_sigterm_is_known_by_the_failed_pilot(tmp_path):
 
 
 def test_while_the_campaign_is_closed_a_first_signal_is_only_noted(tmp_path):
-    signals = pilot._Signals(RunLayout(tmp_path))
+    signals = signals_for(RunLayout(tmp_path))
     with signals:
         signals.only_note()
         os.kill(os.getpid(), signal.SIGINT)
@@ -181,7 +192,7 @@ def test_while_the_campaign_is_closed_a_first_signal_is_only_noted(tmp_path):
 
 
 def test_children_do_not_get_the_terminals_interrupt(tmp_path):
-    with pilot._Signals(RunLayout(tmp_path)):
+    with signals_for(RunLayout(tmp_path)):
         child = subprocess.Popen(
             [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(30)"], stdout=-1
         )
@@ -199,7 +210,7 @@ DGX2 = ResourceSettings(label="local.dgx2_emulated", walltime_min=30)
 
 def pilot_log(layout, **stop):
     settings = tiny_settings(*(f"stop.{key}={value}" for key, value in stop.items()), "resource.walltime_min=30")
-    return pilot.PilotLog(layout, settings, find_resource(DGX2))
+    return PilotLog(layout, settings, find_resource(DGX2))
 
 
 def test_a_pilots_life_is_kept_and_the_next_one_has_the_next_number(tmp_path):
@@ -267,7 +278,7 @@ def test_the_deadline_is_the_nearest_of_walltime_job_and_budget(tmp_path, monkey
     ("seconds", "kept"), [(86400, 60), (600, 60), (360, 36), (100, 20), (60, 20), (30, 15), (0, 0)]
 )
 def test_time_is_kept_for_a_pilot_to_close(seconds, kept):
-    assert pilot._closing_seconds(seconds) == pytest.approx(kept)
+    assert find_closing_seconds(seconds) == pytest.approx(kept)
 
 
 def test_earlier_pilots_count_towards_the_budget(tmp_path):
@@ -351,15 +362,15 @@ def test_a_queued_pilots_time_begins_with_its_job(tmp_path):
     (folder / "bootstrap_0.prof").write_text(
         "#time,event,comp,thread,uid,state,msg\n1790000000.5,bootstrap_0_start,bootstrap_0,MainThread,pilot.0000,,\n"
     )
-    assert pilot._find_bootstrap(layout, "s") == 1790000000.5
-    assert pilot._find_bootstrap(layout, "other") == pytest.approx(time.time(), abs=5)
+    assert find_bootstrap(layout, "s") == 1790000000.5
+    assert find_bootstrap(layout, "other") == pytest.approx(time.time(), abs=5)
 
 
 def test_a_scratch_folder_takes_what_radical_writes_until_the_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     layout, scratch = RunLayout(tmp_path / "run"), tmp_path / "scratch"
     (layout.radical / "re.session.1").mkdir(parents=True)  # of an earlier pilot
-    with pilot._shell_safe(layout, scratch) as (safe, _):
+    with make_shell_safe(layout, scratch) as (safe, _):
         assert safe.radical.parent.parent == scratch
         (safe.radical / "re.session.2").mkdir()
         (safe.logs / "tasks-0001").mkdir()
@@ -379,3 +390,75 @@ def test_slurm_is_asked_for_the_gpus_that_radical_forgets(tmp_path, monkeypatch)
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def test_a_launcher_that_lost_its_lock_asks_nobody_to_stop(tmp_path):
+    # The run folder is another's by now: its tasks look for that file, too.
+    layout = RunLayout(tmp_path)
+    guard = Guard(layout, CampaignLock.create(layout.lock))
+    signals = Signals(layout, guard)
+    guard.fault = Fault(None, "lost")
+    with pytest.raises(KeyboardInterrupt), signals:
+        guard.on_fault(guard.fault)
+        time.sleep(10)
+    assert not layout.stop_request.exists() and signals.received == []
+
+
+def test_a_fault_interrupts_the_main_thread_again_until_it_closes(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals_module, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(signals_module, "_ATTEMPT_S", 0.3)
+    layout, interrupts = RunLayout(tmp_path), 0
+    guard = Guard(layout, CampaignLock.create(layout.lock))
+    with Signals(layout, guard) as signals:
+        threading.Timer(0.1, guard.on_fault, [Fault("disk", "full")]).start()
+        for _ in range(3):
+            # As radical's own clean-up that waits for a component that is dead.
+            try:
+                time.sleep(10)
+            except KeyboardInterrupt:
+                interrupts += 1
+        signals.only_note()
+        time.sleep(0.8)
+    assert interrupts == 3
+    assert layout.stop_request.exists()
+
+
+class FakeCampaign:
+    """What :func:`pilot._judge` asks of a campaign."""
+
+    def __init__(self, root, final=None, is_over=False):
+        self.layout, self.final_decision, self.is_over = RunLayout(root), final, is_over
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "failed"),
+        ({"state": "FAILED", "active": True}, "pilot_lost"),
+        ({"state": "FAILED", "active": False}, "failed"),
+        ({"state": "FAILED", "active": True, "is_over": True}, "walltime"),
+        ({"received": [signal.SIGTERM]}, "interrupted"),
+        ({"received": [signal.SIGTERM], "by_radical": True, "state": "FAILED", "active": True}, "pilot_lost"),
+        ({"cause": OSError(28, "No space left on device", "/run/x")}, "disk"),
+        ({"cause": RuntimeError("[Errno 28] No space left on device")}, "disk"),
+        ({"fault": Fault("disk", "full"), "received": [signal.SIGTERM], "by_radical": True}, "disk"),
+        ({"fault": Fault("pilot_lost", "gone"), "cause": KeyboardInterrupt()}, "pilot_lost"),
+        ({"fault": Fault(None, "lost"), "cause": KeyboardInterrupt()}, None),
+    ],
+)
+def test_why_a_campaign_has_ended(tmp_path, given, reason):
+    guard = Guard(RunLayout(tmp_path), CampaignLock.create(tmp_path / "lock"))
+    guard.fault = given.get("fault")
+    signals = Signals(RunLayout(tmp_path), guard)
+    signals.received, signals.by_radical = given.get("received", []), given.get("by_radical", False)
+    log = pilot_log(RunLayout(tmp_path))
+    log.begin(RunLayout(tmp_path))
+    if given.get("active"):
+        log.update(unix_active=time.time())
+    campaign = FakeCampaign(tmp_path, is_over=given.get("is_over", False))
+    end = pilot._judge(campaign, log, signals, guard, given.get("cause"), given.get("state"))
+    assert end.stop_reason == reason
+    if guard.fault is None or guard.fault.stop_reason is not None:
+        # A rule that ended it comes first.
+        over = FakeCampaign(tmp_path, final="over")
+        assert pilot._judge(over, log, signals, guard, given.get("cause"), given.get("state")) is None
