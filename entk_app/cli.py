@@ -76,6 +76,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run", metavar="RUN", type=Path, help="run folder")
     verify.set_defaults(function=_verify)
+    _add_status_options(commands.add_parser("status", help="where a campaign stands", description=_STATUS_HELP))
     return parser
 
 
@@ -83,6 +84,20 @@ _VERIFY_HELP = (
     "Reread every file of a campaign and compare it with the checksum in its record, and the records with one another. "
     "Changes nothing. Exit code 0: all is as it was published; 1: it is not."
 )
+
+
+_STATUS_HELP = (
+    "One screen of a running, dead or finished campaign, from what is on disk: it works from any shell or node."
+)
+
+
+def _add_status_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="redraw every 2 s until it ends; Ctrl-C leaves it running")
+    how.add_argument("--json", action="store_true", help="for scripts: every number, see docs/status.md")
+    parser.set_defaults(function=_show_status)
+
 
 _JOB_HELP = (
     "Write a batch script that runs a campaign in its allocation, job after job until it is finished. "
@@ -226,6 +241,23 @@ def _tell_finished(options: argparse.Namespace) -> int:
     last = f"{decisions[-1].stop_reason}: {decisions[-1].reason}" if decisions and decisions[-1].stop_reason else ""
     print(last or "it was cut off")
     return 0 if is_finished(decisions) else 1
+
+
+def _show_status(options: argparse.Namespace) -> int:
+    from entk_app.layout import RunLayout
+    from entk_app.run_reader import RunReader
+    from entk_app.status import read_status
+
+    reader = RunReader(RunLayout(_as_folder(options.run)))
+    if options.json:
+        print(read_status(reader).model_dump_json(indent=2))
+        return 0
+    from rich.console import Console
+
+    from entk_app.status_view import show_status, watch_status
+
+    (watch_status if options.watch else show_status)(Console(), reader)
+    return 0
 
 
 def _account(options: argparse.Namespace) -> int:
