@@ -164,6 +164,7 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
     stage = _find_stage(run)
     slots = tuple(_describe_slot(run, s, stage.kind, state) for s in run.simulations.values() if s.alive)
     pilot, system, last, best = (run.pilots or (None,))[-1], run.system, run.last, run.best
+    n_running = sum(slot.segment_frames for slot in slots if slot.activity == "simulates")
     lowest = min((rmsd for rmsd in (
         best.min_rmsd_angstrom if best else None, *(slot.min_rmsd_angstrom for slot in slots)
     ) if rmsd is not None), default=None)  # fmt: skip
@@ -204,14 +205,14 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
         began_unix=run.decisions[0].unix if run.decisions else None,
         elapsed_s=_measure_elapsed(run, state),
         n_frames=sum(segment.n_frames for segment in run.segments),
-        n_frames_running=sum(slot.segment_frames for slot in slots if slot.activity == "simulates"),
-        time_ns=1e-3 * sum(segment.time_ps for segment in run.segments),
+        n_frames_running=n_running,
+        time_ns=1e-3 * (sum(s.time_ps for s in run.segments) + n_running * run.settings.simulate.report_interval_ps),
         min_rmsd_angstrom=lowest,
         min_rmsd_frame=FrameRef(simulation=best.simulation, segment=best.segment, frame=best.min_rmsd_frame)
         if is_whole and best is not None and best.min_rmsd_frame is not None
         else None,
         target_rmsd_angstrom=run.settings.stop.target_rmsd_angstrom,
-        n_simulations=sum(bool(simulation.segments) for simulation in run.simulations.values()),
+        n_simulations=sum(bool(s.segments) or s.simulation in run.progress for s in run.simulations.values()),
         n_purged=actions.count("purge"),
         n_restarts=actions.count("restart"),
         slots=slots,

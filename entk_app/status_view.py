@@ -128,8 +128,8 @@ def _render_head(report: StatusReport, width: int) -> list[Text]:
     title.append(f": {', '.join(sizes)}" if sizes else "")
     title.append(f" · seed {report.seed}")
     lines = [title, Text(report.run, style="dim"), *_render_state(report)]
-    frames = f"{report.n_frames:,} frames"
-    frames += f" + {report.n_frames_running:,} in work" if report.n_frames_running else ""
+    frames = f"{report.n_frames + report.n_frames_running:,} frames"
+    frames += f" ({report.n_frames_running:,} in work)" if report.n_frames_running else ""
     parts = [frames, _describe_time(report.time_ns), f"{report.n_simulations} simulations"]
     parts += [f"{n} {what}" for n, what in ((report.n_restarts, "from outliers"), (report.n_purged, "purged")) if n]
     lines.append(Text(" · ".join(parts)))
@@ -267,7 +267,7 @@ def _render_models(report: StatusReport, width: int) -> list[RenderableType]:
 
 
 def _render_foot(report: StatusReport, width: int) -> list[RenderableType]:
-    lines: list[Text] = []
+    lines = [] if report.models else [Text("")]
     if report.n_failed_tasks:
         names = ", ".join(task.name for task in reversed(report.failed_tasks[-3:]))
         lines.append(Text(f"{report.n_failed_tasks} tasks failed: {names}", style="red"))
