@@ -25,13 +25,14 @@ class ClassLimits:
     partial: float
     source: str
 
-    def find_range(self, fold_class: FoldClass) -> tuple[float, float]:
-        """RMSD in ångström above the first and up to the second number."""
-        return {
-            "folded": (float("-inf"), self.folded),
+    def find_range(self, fold_class: FoldClass) -> tuple[float | None, float | None]:
+        """RMSD in ångström: more than the first, at most the second; None: without a limit."""
+        ranges: dict[FoldClass, tuple[float | None, float | None]] = {
+            "folded": (None, self.folded),
             "partial": (self.folded, self.partial),
-            "unfolded": (self.partial, float("inf")),
-        }[fold_class]
+            "unfolded": (self.partial, None),
+        }
+        return ranges[fold_class]
 
 
 def find_class_limits(settings: Settings) -> ClassLimits:

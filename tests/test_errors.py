@@ -10,7 +10,7 @@ from entk_app import errors
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
-        ("SettingsError", 2), ("StructureError", 2), ("RunFolderError", 2), ("RecordError", 1), ("DataError", 1),
+        ("SettingsError", 2), ("StructureError", 2), ("RunFolderError", 2), ("ExportError", 2), ("RecordError", 1), ("DataError", 1),
         ("CampaignFailed", 1), ("Interrupted", 130),
     ],
 )  # fmt: skip
