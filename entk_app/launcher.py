@@ -45,14 +45,14 @@ def find_launcher(layout: RunLayout, now: float) -> Launcher:
     """Look at the lock: a JSON record whose age is a heartbeat, or ``host pid`` alone.
 
     On this host its process decides, which must be older than its lock: a number that was given away again does not
-    count. On another host the heartbeat does, or the age of the campaign's files.
+    count. On another host, or where the lock cannot be understood, its heartbeat does, or the age of the campaign's
+    files. Without a lock nobody is at work.
     """
     try:
         text = layout.lock.read_text(encoding="utf-8")
         changed = layout.lock.stat()
     except (OSError, UnicodeDecodeError):
-        sign = _newest(_signs(layout))
-        return Launcher(None, None, False, None, sign)
+        return Launcher(None, None, False, None, _newest(_signs(layout)))
     host, pid, taken, beats = _parse_lock(text)
     taken = changed.st_mtime if taken is None else taken
     sign = changed.st_mtime if beats else _newest([layout.lock, *_signs(layout)])
@@ -62,7 +62,7 @@ def find_launcher(layout: RunLayout, now: float) -> Launcher:
         began = _find_start(pid)
         is_alive = began is not None and began <= taken + _CLOCK_S
     else:
-        is_alive = is_fresh and host is not None
+        is_alive = is_fresh
     return Launcher(host, pid, is_alive, taken, sign)
 
 
@@ -78,9 +78,8 @@ def _parse_lock(text: str) -> tuple[str | None, int | None, float | None, bool]:
     if not isinstance(record, dict):
         return None, None, None, False
     host, pid = record.get("host"), record.get("pid")
-    times = [
-        value for key, value in record.items() if ("unix" in key or "start" in key) and isinstance(value, int | float)
-    ]
+    # Of the times in it the first that can be one of this century.
+    times = [value for value in record.values() if isinstance(value, int | float) and value > 1e9]
     return (
         host if isinstance(host, str) else None,
         pid if isinstance(pid, int) else None,

@@ -252,7 +252,8 @@ def find_state(run: RunState) -> State:
     if last is None or (last.next == "stop" and is_taken_up):
         return "starting"
     if last.next == "stop":
-        return "ending"
+        # From another host a launcher that has just gone still seems to live.
+        return "ended" if run.pilots and run.pilots[-1].unix_end is not None else "ending"
     if run.pilots and run.pilots[-1].unix_active is None:
         return "starting"
     if is_taken_up and run.pilots and run.pilots[-1].unix_submitted < (launcher.taken_unix or 0.0):

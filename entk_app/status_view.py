@@ -100,9 +100,9 @@ def render_status(report: StatusReport, width: int, height: int | None = None) -
         Its lines: simulations beyond them are counted, not listed. None: all are listed.
     """
     head, models, foot = _render_head(report, width), _render_models(report, width), _render_foot(report, width)
-    # Before the simulations two lines, of which one is their heading; what is left out of them, and the prompt.
-    taken = sum(_count_lines(part) for part in (*head, *models, *foot)) + 4
-    n_rows = len(report.slots) if height is None else max(_MIN_ROWS, height - taken)
+    # An empty line and a heading before the simulations; a line for the prompt.
+    taken = sum(_count_lines(part) for part in (*head, *models, *foot)) + 3
+    n_rows = len(report.slots) if height is None else height - taken
     return Group(*head, *_render_slots(report, width, n_rows), *models, *foot)
 
 
@@ -141,7 +141,7 @@ def _render_state(report: StatusReport) -> list[Text]:
     first = Text()
     first.append(report.state, style=_STYLES[report.state])
     if report.stop_reason:
-        first.append(f" ({report.stop_reason})")
+        first.append(f" by {report.stop_reason}")
     first.append(f" · iteration {report.n_iterations} of {report.max_iterations}")
     if report.activity:
         first.append(f" · {report.activity}")
@@ -153,11 +153,11 @@ def _render_state(report: StatusReport) -> list[Text]:
     if report.can_resume:
         lines.append(Text(f"entk-app run --resume {report.run} goes on with it", style="cyan"))
     if report.ends:
-        ends = [f"{_when(end.unix, report.unix)} ({end.limit})" for end in report.ends]
-        latest = "; else " + ", ".join(ends[1:]) if len(ends) > 1 else ""
-        first_end = f"ends about {ends[0]}{latest}"
-        folds = "" if report.target_rmsd_angstrom is None else ", or when it folds"
-        lines.append(Text(first_end + folds))
+        first_end, *others = report.ends
+        text = f"ends about {_when(first_end.unix, report.unix)}, in {describe_age(first_end.unix - report.unix)}"
+        text += f" ({first_end.limit})"
+        text += "".join(f", else {_when(end.unix, report.unix)} ({end.limit})" for end in others)
+        lines.append(Text(text + ("" if report.target_rmsd_angstrom is None else ", or when it folds")))
     return lines
 
 
@@ -195,20 +195,22 @@ def draw_sparkline(values: Sequence[float], width: int) -> str:
 def _render_slots(report: StatusReport, width: int, n_rows: int) -> list[RenderableType]:
     if not report.slots:
         return []
-    shown, left = list(report.slots), 0
+    shown, left = list(report.slots), []
     if len(shown) > n_rows:
+        left = _describe_left(report, width, len(shown) - n_rows)
+        n_rows = max(_MIN_ROWS, n_rows - len(left))
+        left = _describe_left(report, width, len(shown) - n_rows)
         shown = sorted(shown, key=lambda slot: (_or_inf(slot.min_rmsd_angstrom), slot.simulation))[:n_rows]
-        left = len(report.slots) - n_rows
     columns = [
-        _Column("simulation", 9, lambda slot: str(slot.simulation)),
+        _Column("sim", 9, lambda slot: str(slot.simulation)),
         _Column("from", 6, lambda slot: _describe_origin(slot.origin)),
         _Column("ns", 8, lambda slot: f"{slot.time_ns:.4g}"),
         _Column("ns/day", 5, lambda slot: _speed(slot.ns_per_day)),
-        _Column("frames", 3, lambda slot: f"{slot.n_frames}"),
+        _Column("frames", 1, lambda slot: f"{slot.n_frames}"),
         _Column("last Å", 4, lambda slot: _number(slot.last_rmsd_angstrom, ".2f")),
-        _Column("lowest Å", 7, lambda slot: _number(slot.min_rmsd_angstrom, ".2f")),
+        _Column("low Å", 7, lambda slot: _number(slot.min_rmsd_angstrom, ".2f")),
         _Column("outlier", 2, lambda slot: _ago(slot.frames_since_outlier)),
-        _Column("purge", 1, lambda slot: _due(slot.frames_to_purge)),
+        _Column("purge", 3, lambda slot: _due(slot.frames_to_purge)),
     ]
     if not report.has_native:
         columns = [column for column in columns if "Å" not in column.title]
@@ -216,11 +218,12 @@ def _render_slots(report: StatusReport, width: int, n_rows: int) -> list[Rendera
         columns = [column for column in columns if column.title not in ("outlier", "purge")]
     if not is_at_rest(report):
         columns.append(_Column("now", 8, _describe_activity))
-    parts: list[RenderableType] = [Text(""), _tabulate(columns, shown, width)]
-    if left:
-        which = "the nearest to native are listed" if report.has_native else "the first are listed"
-        parts += _wrap([Text(f"… {left} more simulations: {which}, --json has all", style="dim")], width)
-    return parts
+    return [Text(""), _tabulate(columns, shown, width), *left]
+
+
+def _describe_left(report: StatusReport, width: int, n_left: int) -> list[Text]:
+    which = "the nearest to native are listed" if report.has_native else "the first are listed"
+    return _wrap([Text(f"… {n_left} more simulations: {which}, --json has all", style="dim")], width)
 
 
 def _describe_origin(origin: FrameRef | None) -> str:
@@ -312,7 +315,7 @@ def _or_inf(value: float | None) -> float:
 
 
 def _describe_time(ns: float) -> str:
-    return f"{ns:.4g} ns" if ns < 1000 else f"{ns / 1000:.4g} µs"
+    return f"{ns:.3g} ns" if ns < 1000 else f"{ns / 1000:.4g} µs"
 
 
 def _duration(seconds: float) -> str:
@@ -329,7 +332,6 @@ def _clock(unix: float) -> str:
 
 
 def _when(unix: float, now: float) -> str:
-    """A moment by the clock, with its day where that is another, and how long until then."""
+    """A moment by the clock, with its day where that is another."""
     moment, day = datetime.fromtimestamp(unix), datetime.fromtimestamp(now).date()
-    clock = moment.strftime("%H:%M" if moment.date() == day else "%a %d %b %H:%M")
-    return f"{clock}, in {describe_age(max(0.0, unix - now))}"
+    return moment.strftime("%H:%M" if moment.date() == day else "%a %d %b %H:%M")
