@@ -20,6 +20,7 @@ from entk_app.records import (
     Action,
     AnalysisRecord,
     Decision,
+    FileDigest,
     Finding,
     FrameRef,
     ModelOutliers,
@@ -35,9 +36,15 @@ from entk_app.records import (
     append_record,
     order_by_rmsd,
     write_lines,
+    write_record,
 )
 from entk_app.settings import build_settings, dump_yaml, read_preset
 
+#: What every record of a segment names beside it.
+FILES = {
+    name: FileDigest(n_bytes=1_000_000, sha256="0" * 64)
+    for name in ("trajectory.dcd", "frames.h5", "state.xml", "log.csv")
+}
 PLACE = Placement(
     host="node", task="task.000001", session="synthetic", devices=("0",), cores=(0, 1), pinned=True, emulated=False
 )
@@ -49,12 +56,12 @@ def make_run(root: Path, n_frames: int, segment_frames: int, n_slots: int) -> No
     settings = build_settings(read_preset("fs-peptide")[1], assignments=["stop.max_iterations=5000"])
     interval, began = settings.simulate.report_interval_ps, time.time() - 1e6
     write(layout.settings, dump_yaml(settings))
-    write(
+    write_record(
         layout.system_record,
         SystemRecord(
             name="fs-peptide", model="all-atom", sequence="A" * 21, n_atoms=264, n_residues=21,
             ca_indices=tuple(range(21)), has_native=True, force_field="synthetic",
-        ).model_dump_json(),
+        ),
     )  # fmt: skip
     n_iterations = max(1, n_frames // (n_slots * segment_frames))
     alive, n_segments, next_id, outliers = [], {}, 0, ()
@@ -90,9 +97,9 @@ def make_run(root: Path, n_frames: int, segment_frames: int, n_slots: int) -> No
                 time_ps=n * interval, start_time_ps=segment * n * interval, min_rmsd_angstrom=low, min_rmsd_frame=3,
                 last_rmsd_angstrom=low + 1, platform="CUDA", device="0", cores=6, placement=PLACE,
                 friction_per_ps=91.0, temperature_k=300.0, ended_by="clock", seconds_setup=2.0, seconds_md=300.0,
-                ns_per_day=1000.0, unix_start=now, unix_end=now + 300.0,
+                ns_per_day=1000.0, unix_start=now, unix_end=now + 300.0, files=FILES,
             )  # fmt: skip
-            write(layout.segment(simulation, segment).record, record.model_dump_json(indent=2))
+            write_record(layout.segment(simulation, segment).record, record)
             refs.append(FrameRef(simulation=simulation, segment=segment, frame=int(rng.integers(n))))
             n_segments[simulation] += 1
         common |= {"n_frames": made, "min_rmsd_angstrom": lowest, "unix": now + 301.0}
@@ -118,14 +125,14 @@ def make_run(root: Path, n_frames: int, segment_frames: int, n_slots: int) -> No
         number = n_segments[simulation]
         order = SimulateTask(
             simulation=simulation, segment=number, iteration=n_iterations + 1, decision=2 * n_iterations, seed=1,
-            origin=None, cores=6, gpus=1,
+            origin=None, cores=6, gpus=1, previous=None, n_frames=None, minutes=5.0,
         )  # fmt: skip
         running = SegmentProgress(
             simulation=simulation, segment=number, n_frames=7, min_rmsd_angstrom=5.0, ns_per_day=990.0
         )
         paths = layout.segment(simulation, number)
-        write(paths.task, order.model_dump_json())
-        write(paths.in_work().progress, running.model_dump_json())
+        write_record(paths.task, order)
+        write_record(paths.in_work().progress, running)
     append_record(
         layout.pilots,
         PilotRecord(number=0, session="synthetic", resource="ornl.dgx2", nodes=1, cores=96, gpus=16,
@@ -147,19 +154,18 @@ def write_learning(layout: RunLayout, iteration: int, outliers: tuple[Outlier, .
             seconds_per_epoch=2.5, inference_ms_per_frame=0.1, platform="GPU", device="0", placement=PLACE, seed=1,
             unix_start=now, unix_end=now + 251.0,
         )  # fmt: skip
-        write(layout.model(iteration, ref.latent_dim).record, model.model_dump_json(indent=2))
+        write_record(layout.model(iteration, ref.latent_dim).record, model)
         write(layout.model(iteration, ref.latent_dim).task, "{}")
     analysis = AnalysisRecord(
         iteration=iteration, best_model=refs[0], outliers=outliers, n_frames=n_frames, min_rmsd_angstrom=3.0,
         models=tuple(ModelOutliers(model=r, eps=0.3, min_samples=10, n_frames=n_frames, n_outliers=50) for r in refs),
         seconds_encode=1.0, seconds_outliers=9.0, placement=PLACE, unix_start=now + 301, unix_end=now + 312,
     )  # fmt: skip
-    write(layout.analysis(iteration), analysis.model_dump_json(indent=2))
+    write_record(layout.analysis(iteration), analysis)
     write(layout.analysis_task(iteration), "{}")
 
 
 def write(path: Path, text: str) -> None:
-    """Not synced: nobody reads it yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 

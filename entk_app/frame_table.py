@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entk_app.errors import ExportError, RecordError
-from entk_app.frames import read_columns, read_embeddings
+from entk_app.frames import look_up_embeddings, read_columns
 from entk_app.layout import RunLayout
 from entk_app.records import AnalysisRecord, FrameRef, ModelRef, SegmentKey, SegmentRecord, SystemRecord, read_record
 from entk_app.run_reader import RunState
@@ -210,7 +210,7 @@ class FrameTable:
         if self.model is None:
             return {}
         path = self.layout.model(self.model.iteration, self.model.latent_dim).embeddings
-        return _try_again(lambda: read_embeddings(path, map(_key, segments)), path)
+        return _try_again(lambda: look_up_embeddings(path, map(_key, segments)), path)
 
     @cached_property
     def _firsts(self) -> dict[tuple[int, int], int]:
@@ -286,7 +286,7 @@ def _try_again(read: Callable[[], Value], path: object) -> Value:
     for left in reversed(range(_TRIES)):
         try:
             return read()
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
             if not left:
                 raise ExportError(f"{path} cannot be read ({error}): it is damaged, or being written") from None
             time.sleep(_TRY_AGAIN_S)

@@ -53,12 +53,12 @@ def find_launcher(layout: RunLayout, now: float) -> Launcher:
         changed = layout.lock.stat()
     except (OSError, UnicodeDecodeError):
         return Launcher(None, None, False, None, _newest(_signs(layout)))
-    host, pid, taken, beats = _parse_lock(text)
+    host, pid, taken, beats, is_here = _parse_lock(text)
     taken = changed.st_mtime if taken is None else taken
     sign = changed.st_mtime if beats else _newest([layout.lock, *_signs(layout)])
     is_fresh = sign is not None and now - sign < (_HEARTBEAT_S if beats else _SILENCE_S)
     # Processes of other users may be hidden here.
-    if host == platform.node() and pid is not None and changed.st_uid == os.getuid():
+    if is_here and pid is not None and changed.st_uid == os.getuid():
         began = _find_start(pid)
         is_alive = began is not None and began <= taken + _CLOCK_S
     else:
@@ -66,26 +66,35 @@ def find_launcher(layout: RunLayout, now: float) -> Launcher:
     return Launcher(host, pid, is_alive, taken, sign)
 
 
-def _parse_lock(text: str) -> tuple[str | None, int | None, float | None, bool]:
-    """Host, process, when it was taken where the lock says so, and whether its age is a heartbeat."""
+def _parse_lock(text: str) -> tuple[str | None, int | None, float | None, bool, bool]:
+    """Host, process, when it was taken where the lock says so; whether its age is a heartbeat; whether it is here."""
     try:
         record = json.loads(text)
     except ValueError:
         parts = text.split()
         if len(parts) < 2 or not parts[1].isdigit():
-            return None, None, None, False
-        return parts[0], int(parts[1]), None, False
+            return None, None, None, False, False
+        return parts[0], int(parts[1]), None, False, parts[0] == platform.node()
     if not isinstance(record, dict):
-        return None, None, None, False
-    host, pid = record.get("host"), record.get("pid")
-    # Of the times in it the first that can be one of this century.
-    times = [value for value in record.values() if isinstance(value, int | float) and value > 1e9]
+        return None, None, None, False, False
+    host, pid, taken = (record.get(name) for name in ("host", "pid", "unix"))
     return (
         host if isinstance(host, str) else None,
         pid if isinstance(pid, int) else None,
-        float(times[0]) if times else None,
+        float(taken) if isinstance(taken, int | float) else None,
         True,
+        host == platform.node() and _is_this_kernel(record),
     )
+
+
+def _is_this_kernel(record: dict[str, object]) -> bool:
+    """Whether numbers of processes mean the same here: no reboot since, and no container of its own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return False
+    return record.get("boot_id", boot) == boot and record.get("pid_namespace", namespace) == namespace
 
 
 def _find_start(pid: int) -> float | None:

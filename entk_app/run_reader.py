@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from entk_app.errors import RecordError, RunFolderError
 from entk_app.launcher import Launcher, find_launcher
@@ -29,6 +30,7 @@ from entk_app.records import (
     SegmentRecord,
     Summary,
     SystemRecord,
+    read_lines,
     read_record,
 )
 from entk_app.settings import Settings, build_settings, read_config
@@ -36,9 +38,18 @@ from entk_app.steering import SimulationHistory
 
 RecordType = TypeVar("RecordType", bound=Record)
 
+_RECORD = "segment.json"
 _SEGMENT = re.compile(r"segment-\d+")
+_PARTIAL = re.compile(r"segment-\d+\.partial")
+_ORDER = re.compile(r"segment-\d+\.task\.json")
 _ITERATION = re.compile(r"iteration-(\d+)")
 _ANALYSIS = re.compile(r"iteration-(\d+)\.json")
+
+
+class _Segment(SegmentRecord):
+    """A segment's record as it is read here: there are many, and entk-app verify asks whether one was altered."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True)
@@ -178,13 +189,17 @@ class RunReader:
 
         def read() -> tuple[tuple[RecordType, ...], tuple[str, ...]]:
             records: list[RecordType] = []
-            # The last piece is empty, or a line that has no end yet.
-            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-                try:
-                    records.append(kind.model_validate_json(line))
-                except ValidationError:
+            # A line that has no end yet is being written.
+            n_whole = path.read_bytes().count(b"\n")
+            try:
+                for record in read_lines(kind, path):
+                    records.append(record)
+            except RecordError:
+                if len(records) < n_whole:
                     # What follows cannot be understood without it.
-                    return tuple(records), (f"{path.name} line {number} is damaged: it and what follows is left out",)
+                    return tuple(records), (
+                        f"{path.name} line {len(records) + 1} is damaged: it and what follows is left out",
+                    )
             return tuple(records), ()
 
         found: tuple[tuple[RecordType, ...], tuple[str, ...]] | None = self._remember(path, read)
@@ -206,20 +221,25 @@ class RunReader:
     def _read_segments(self, simulation: int) -> tuple[SegmentRecord, ...]:
         folder = self.layout.simulation(simulation)
         names = sorted(name for name in _list(folder) if _SEGMENT.fullmatch(name))
-        found = (self.read_record(SegmentRecord, folder / name / "segment.json") for name in names)
+        found = (self._remember(path, partial(_read_segment, path)) for path in (folder / n / _RECORD for n in names))
         return tuple(record for record in found if record is not None)
 
     def _read_progress(self, simulation: SimulationHistory) -> SegmentProgress | None:
-        """Of the segment after the last whole one, where it began after it was ordered."""
-        number = simulation.segments[-1].segment + 1 if simulation.segments else 0
-        paths = self.layout.segment(simulation.simulation, number)
-        progress = paths.in_work().progress
+        """Of the segment in work, where it began after the newest order."""
+        folder = self.layout.simulation(simulation.simulation)
+        names = _list(folder)
+        work = max((m[0] for m in _match(_PARTIAL, names)), default="")
+        order = max((m[0] for m in _match(_ORDER, names)), default="")
+        progress = folder / work / "progress.json"
         try:
-            if progress.stat().st_mtime < paths.task.stat().st_mtime:
+            if progress.stat().st_mtime < (folder / order).stat().st_mtime:
                 return None
         except OSError:
             return None
-        return self.read_record(SegmentProgress, progress)
+        record = self.read_record(SegmentProgress, progress)
+        # One that was published between the two looks counts as whole.
+        is_whole = record is not None and any(s.segment >= record.segment for s in simulation.segments)
+        return None if is_whole else record
 
     def _read_models(self, trained: dict[int, set[int]], wanted: Sequence[int]) -> dict[int, ModelRecord]:
         newest: dict[int, ModelRecord] = {}
@@ -239,6 +259,13 @@ class RunReader:
             if record is not None:
                 return record
         return None
+
+
+def _read_segment(path: Path) -> SegmentRecord:
+    try:
+        return _Segment.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RecordError(f"{path} is not a whole record: {error}") from None
 
 
 def _list(folder: Path) -> list[str]:

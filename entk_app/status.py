@@ -32,9 +32,9 @@ class SlotStatus(Record):
     origin: FrameRef | None
     origin_rmsd_angstrom: float | None
     activity: Literal["simulates", "waits", "done", "idle"]
-    segment: int
-    segment_frames: int
-    segment_frames_expected: int | None
+    task_frames: int
+    task_frames_expected: int | None
+    running_frames: int
     n_frames: int
     time_ns: float
     ns_per_day: float | None
@@ -164,7 +164,7 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
     stage = _find_stage(run)
     slots = tuple(_describe_slot(run, s, stage.kind, state) for s in run.simulations.values() if s.alive)
     pilot, system, last, best = (run.pilots or (None,))[-1], run.system, run.last, run.best
-    n_running = sum(slot.segment_frames for slot in slots if slot.activity == "simulates")
+    n_running = sum(slot.running_frames for slot in slots)
     lowest = min((rmsd for rmsd in (
         best.min_rmsd_angstrom if best else None, *(slot.min_rmsd_angstrom for slot in slots)
     ) if rmsd is not None), default=None)  # fmt: skip
@@ -287,7 +287,9 @@ def _find_stage(run: RunState) -> _StageCount:
 
 
 def _is_done(simulation: SimulationHistory, going: Decision) -> bool:
-    return bool(simulation.segments) and simulation.segments[-1].decision == going.index
+    """Whether it published all that the decision asked of it: a segment that was only saved is followed by another."""
+    last = simulation.segments[-1] if simulation.segments else None
+    return last is not None and last.decision == going.index and last.ended_by != "save"
 
 
 def _describe_activity(run: RunState, state: State, stage: _StageCount) -> str:
@@ -357,10 +359,9 @@ def _describe_slot(run: RunState, simulation: SimulationHistory, stage: Stage, s
     activity: Literal["simulates", "waits", "done", "idle"] = "idle"
     if state in ("starting", "running", "ending") and stage in ("simulate", "simulate+train"):
         activity = "done" if is_done else "simulates" if progress else "waits"
-    segments = simulation.segments
-    shown = segments[-1] if is_done else None
-    segment_frames = progress.n_frames if progress else shown.n_frames if shown else 0
-    n_frames = simulation.n_frames + (progress.n_frames if progress else 0)
+    segments, running = simulation.segments, progress.n_frames if progress else 0
+    asked = [s.n_frames for s in segments if going is not None and s.decision == going.index]
+    n_frames = simulation.n_frames + running
     lows = [s.min_rmsd_angstrom for s in segments] + ([progress.min_rmsd_angstrom] if progress else [])
     last_outlier = _find_last_outlier(run, simulation)
     return SlotStatus(
@@ -368,12 +369,11 @@ def _describe_slot(run: RunState, simulation: SimulationHistory, stage: Stage, s
         origin=simulation.origin,
         origin_rmsd_angstrom=start.rmsd_angstrom,
         activity=activity,
-        segment=shown.segment if shown else segments[-1].segment + 1 if segments else 0,
-        segment_frames=segment_frames,
-        segment_frames_expected=settings.frames_per_segment,
+        task_frames=sum(asked) + running,
+        task_frames_expected=settings.frames_per_segment,
+        running_frames=running,
         n_frames=n_frames,
-        time_ns=1e-3
-        * (simulation.time_ps + (progress.n_frames * settings.simulate.report_interval_ps if progress else 0.0)),
+        time_ns=1e-3 * (simulation.time_ps + running * settings.simulate.report_interval_ps),
         ns_per_day=progress.ns_per_day if progress else segments[-1].ns_per_day if segments else None,
         last_rmsd_angstrom=simulation.last_rmsd_angstrom,
         min_rmsd_angstrom=min((low for low in lows if low is not None), default=None),
@@ -383,11 +383,12 @@ def _describe_slot(run: RunState, simulation: SimulationHistory, stage: Stage, s
 
 
 def _find_last_outlier(run: RunState, simulation: SimulationHistory) -> int | None:
-    try:
-        return find_last_outlier(simulation, run.analysis)
-    except KeyError:
-        # A segment that was analysed cannot be read any more.
+    """Place of its newest outlier; not of one in a segment that was analysed and is lost since."""
+    if run.analysis is None:
         return None
+    whole = {(segment.simulation, segment.segment) for segment in simulation.segments}
+    left = tuple(o for o in run.analysis.outliers if (o.frame.simulation, o.frame.segment) in whole)
+    return find_last_outlier(simulation, run.analysis.model_copy(update={"outliers": left}))
 
 
 def count_frames_to_purge(n_frames: int, last_outlier: int | None, settings: Settings) -> int:
@@ -526,7 +527,8 @@ def _find_failed(run: RunState) -> list[str]:
     failed: list[str] = []
     alive: set[int] = set()
     tries: dict[int, int] = {}
-    published = {(s.simulation, s.decision): s.segment for s in run.segments}
+    published = {(s.simulation, s.decision): s.segment for s in run.segments if s.ended_by != "save"}
+    last_saved = {(s.simulation, s.decision): s.segment for s in run.segments}
     counts = dict.fromkeys(run.simulations, 0)
     # What was cut off with its pilot has not failed.
     is_failed = last is not None and last.stop_reason == "failed"
@@ -545,6 +547,7 @@ def _find_failed(run: RunState) -> list[str]:
                     tries[number] = tries.get(number, 0) + 1
                     name = simulate_task_name(decision.iteration, number, counts[number])
                     failed.append(name if tries[number] == 1 else f"{name}.try{tries[number]}")
+                    counts[number] = max(counts[number], last_saved.get((number, decision.index), -1) + 1)
         if decision.next != "simulate":
             failed += _find_failed_learning(run, decision.iteration, is_over=not is_present or is_failed)
     return failed

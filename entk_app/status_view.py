@@ -233,8 +233,8 @@ def _describe_origin(origin: FrameRef | None) -> str:
 def _describe_activity(slot: SlotStatus) -> str:
     if slot.activity != "simulates":
         return {"waits": "waits", "done": "done", "idle": "-"}[slot.activity]
-    expected = slot.segment_frames_expected
-    return f"{slot.segment_frames}/{expected}" if expected else f"{slot.segment_frames} frames"
+    expected = slot.task_frames_expected
+    return f"{slot.task_frames}/{expected}" if expected else f"{slot.task_frames} frames"
 
 
 def _ago(frames: int | None) -> str:

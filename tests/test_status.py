@@ -293,7 +293,7 @@ def test_a_running_segment_counts(begun):
     assert report.min_rmsd_frame is None  # its place is known when the segment is whole
     assert report.time_ns == pytest.approx(10 * 4e-3)
     slot = report.slots[1]
-    assert (slot.activity, slot.segment_frames, slot.segment_frames_expected, slot.ns_per_day) == (
+    assert (slot.activity, slot.task_frames, slot.task_frames_expected, slot.ns_per_day) == (
         "simulates", 5, 15, 101.0,
     )  # fmt: skip
     assert (slot.frames_since_outlier, slot.frames_to_purge) == (None, None)  # nothing was analysed

@@ -31,7 +31,7 @@ def report(tiny_campaign):
 def make_slot(number, **changes):
     values = {
         "simulation": number, "origin": FrameRef(simulation=3, segment=1, frame=27), "origin_rmsd_angstrom": 5.0,
-        "activity": "simulates", "segment": 2, "segment_frames": 700, "segment_frames_expected": 1000,
+        "activity": "simulates", "task_frames": 700, "task_frames_expected": 1000, "running_frames": 700,
         "n_frames": 15_700, "time_ns": 785.0, "ns_per_day": 1012.3, "last_rmsd_angstrom": 9.25,
         "min_rmsd_angstrom": 100.0 - number, "frames_since_outlier": 1234, "frames_to_purge": 3766,
     }  # fmt: skip
