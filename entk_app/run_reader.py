@@ -51,6 +51,10 @@ class _Segment(SegmentRecord):
 
     model_config = ConfigDict(extra="ignore")
 
+    # Not looked at, and most of the work.
+    files: Any = None
+    placement: Any = None
+
 
 @dataclass(frozen=True)
 class RunState:
