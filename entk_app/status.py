@@ -304,10 +304,9 @@ def _describe_activity(run: RunState, state: State, stage: _StageCount) -> str:
         return "its tasks save what they have, the pilot closes"
     if state != "running":
         return ""
-    counted = f"{stage.n_done} of {stage.n_tasks} done"
     if stage.n_done == stage.n_tasks:
         return f"{stage.kind} is done, deciding"
-    return {"none": "deciding", "analyse": "looks for outliers"}.get(stage.kind, f"{stage.kind}, {counted}")
+    return "looks for outliers" if stage.kind == "analyse" else f"{stage.kind}, {stage.n_done} of {stage.n_tasks} done"
 
 
 def _describe_end(run: RunState, state: State) -> str:

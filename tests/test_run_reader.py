@@ -106,8 +106,9 @@ def test_an_older_model_and_analysis_serve_while_the_newest_is_torn(copy):
 
 def test_what_did_not_change_is_not_read_again(copy, monkeypatch):
     reader, read = RunReader(copy), []
-    real = run_reader.read_record
-    monkeypatch.setattr(run_reader, "read_record", lambda kind, path: read.append(path) or real(kind, path))
+    real_record, real_segment = run_reader.read_record, run_reader._read_segment
+    monkeypatch.setattr(run_reader, "read_record", lambda kind, path: read.append(path) or real_record(kind, path))
+    monkeypatch.setattr(run_reader, "_read_segment", lambda path: read.append(path) or real_segment(path))
     first = reader.read(time.time())
     n_read = len(read)
     assert n_read > len(first.segments)
