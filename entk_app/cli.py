@@ -92,6 +92,8 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run", metavar="RUN", type=Path, help="run folder")
     verify.set_defaults(function=_verify)
+    _add_export_options(commands.add_parser("export", help="frames for other programs", description=_EXPORT_HELP))
+    _add_status_options(commands.add_parser("status", help="where a campaign stands", description=_STATUS_HELP))
     return parser
 
 
@@ -99,6 +101,58 @@ _VERIFY_HELP = (
     "Reread every file of a campaign and compare it with the checksum in its record, and the records with one another. "
     "Changes nothing. Exit code 0: all is as it was published; 1: it is not."
 )
+
+
+_STATUS_HELP = (
+    "One screen of a running, dead or finished campaign, from what is on disk: it works from any shell or node."
+)
+
+
+def _add_status_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="redraw every 2 s until it ends; Ctrl-C leaves it running")
+    how.add_argument("--json", action="store_true", help="for scripts: every number, see docs/status.md")
+    parser.set_defaults(function=_show_status)
+
+
+_EXPORT_HELP = (
+    "Frames of a campaign for other programs. The name of the file says as what: .pdb (one model a frame) or .xtc "
+    "with a topology for VMD and PyMOL, .parquet or .csv for the table of frames. Frames are chosen where every "
+    "condition that is given holds; without one all are."
+)
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, required=True, help="ends in .pdb, .xtc, .parquet or .csv"
+    )
+    chosen = parser.add_argument_group("which frames")
+    chosen.add_argument("--best", metavar="N", type=int, help="the N with the lowest RMSD, lowest first")
+    by_rmsd = chosen.add_mutually_exclusive_group()
+    by_rmsd.add_argument("--rmsd-below", metavar="X", type=float, help="RMSD of at most X Å")
+    by_rmsd.add_argument("--rmsd", metavar="A:B", help="RMSD of more than A and at most B Å; A or B may be left out")
+    by_rmsd.add_argument(
+        "--class", dest="fold_class", choices=("folded", "partial", "unfolded"), help="by the system's RMSD limits"
+    )
+    chosen.add_argument(
+        "--outliers",
+        metavar="ITERATION",
+        nargs="?",
+        const="last",
+        help="outliers of the last analysis, of that of an iteration, or of any",
+    )
+    chosen.add_argument("--simulation", metavar="N", type=int, action="append", help="of this simulation; repeatable")
+    chosen.add_argument("--segment", metavar="N", type=int, action="append", help="of these segments; repeatable")
+    chosen.add_argument("--every", metavar="K", type=int, default=1, help="of each simulation every K-th frame")
+    parser.add_argument("--latent", metavar="D", type=int, help="coordinates of the model of this latent size")
+    parser.add_argument(
+        "--as-simulated", action="store_true", help="structures are not superposed on the native structure"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+    parser.set_defaults(function=_export)
+
 
 _JOB_HELP = (
     "Write a batch script that runs a campaign in its allocation, job after job until it is finished. "
@@ -254,6 +308,56 @@ def _tell_finished(options: argparse.Namespace) -> int:
     last = f"{decisions[-1].stop_reason}: {decisions[-1].reason}" if decisions and decisions[-1].stop_reason else ""
     print(last or "it was cut off")
     return 0 if is_finished(decisions) else 1
+
+
+def _show_status(options: argparse.Namespace) -> int:
+    from entk_app.layout import RunLayout
+    from entk_app.run_reader import RunReader
+    from entk_app.status import read_status
+
+    reader = RunReader(RunLayout(_as_folder(options.run)))
+    if options.json:
+        print(read_status(reader).model_dump_json(indent=2))
+        return 0
+    from rich.console import Console
+
+    from entk_app.status_view import show_status, watch_status
+
+    (watch_status if options.watch else show_status)(Console(), reader)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from entk_app.export import build_selection, export_frames, open_run
+    from entk_app.layout import RunLayout
+
+    layout = RunLayout(_as_folder(options.run))
+    run = open_run(layout)
+    selection, words = build_selection(
+        layout,
+        run,
+        rmsd=options.rmsd,
+        rmsd_below=options.rmsd_below,
+        fold_class=options.fold_class,
+        outliers=options.outliers,
+        simulations=options.simulation,
+        segments=options.segment,
+        every=options.every,
+        best=options.best,
+    )
+    result = export_frames(
+        layout,
+        run,
+        selection,
+        _as_folder(options.output),
+        latent_dim=options.latent,
+        superpose=not options.as_simulated,
+        force=options.force,
+    )
+    rmsd = "" if result.rmsd_range is None else ", RMSD {:.2f} to {:.2f} Å".format(*result.rmsd_range)
+    print(f"{result.n_frames} frames ({words}){rmsd}")
+    print(f"written: {', '.join(map(str, result.paths))}")
+    return 0
 
 
 def _account(options: argparse.Namespace) -> int:

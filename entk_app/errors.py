@@ -27,6 +27,12 @@ class RunFolderError(EntkAppError):
     exit_code = 2
 
 
+class ExportError(EntkAppError):
+    """Frames cannot be exported as asked for; nothing was written."""
+
+    exit_code = 2
+
+
 class RecordError(EntkAppError):
     """A record on disk is missing, truncated or of another kind."""
 

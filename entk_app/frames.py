@@ -258,6 +258,23 @@ def read_embeddings(path: Path, keys: Iterable[SegmentKey]) -> dict[SegmentKey, 
     return found
 
 
+def look_up_embeddings(path: Path, keys: Iterable[SegmentKey]) -> dict[SegmentKey, NDArray[np.float32]]:
+    """As :func:`read_embeddings`, for whoever only looks: a file that cannot be opened is left where it is.
+
+    Raises
+    ------
+    OSError, RuntimeError, KeyError, ValueError
+        As HDF5 reports a file that is damaged, or that a task is writing to.
+    """
+    if not path.exists():
+        return {}
+    with h5py.File(path, "r") as file:
+        names = {key: _embedding_name(key) for key in keys}
+        found = {key: file[name] for key, name in names.items() if name in file}
+        values = {key: dataset[:] for key, dataset in found.items() if len(dataset) == key.n_frames}
+        return {key: v for key, v in values.items() if found[key].attrs.get(_CHECKSUM) == _checksum(v)}
+
+
 def find_altered_embeddings(path: Path) -> list[str]:
     """Names of the datasets of latent coordinates that are not as they were written.
 

@@ -10,8 +10,8 @@ from entk_app import errors
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
-        ("SettingsError", 2), ("StructureError", 2), ("RunFolderError", 2), ("RecordError", 1), ("DataError", 1),
-        ("CampaignFailed", 1), ("Interrupted", 130),
+        ("SettingsError", 2), ("StructureError", 2), ("RunFolderError", 2), ("ExportError", 2),
+        ("RecordError", 1), ("DataError", 1), ("CampaignFailed", 1), ("Interrupted", 130),
     ],
 )  # fmt: skip
 def test_an_error_has_its_exit_code(kind, code):
