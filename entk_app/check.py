@@ -25,6 +25,7 @@ from entk_app.preflight import (
     find_free_bytes,
     say_bytes,
 )
+from entk_app.publish import check_local
 from entk_app.records import SystemRecord, write_text
 from entk_app.resources import LOCAL, Resource, check_presence, count_gpus, find_resource
 from entk_app.run_folder import check_new_run_folder
@@ -68,6 +69,8 @@ def check_campaign(settings: Settings, layout: RunLayout, folders: list[Path], i
     machine = attempt(lambda: _divide(settings, resource)) if resource is not None else None
     is_here = False
     if resource is not None:
+        if resource.is_this_node:
+            attempt(lambda: check_local(settings.resource.node_local_path))
         attempt(lambda: check_time_left(layout, settings, resource))
         if resource.label == LOCAL:
             attempt(lambda: check_platform(settings.simulate.platform))

@@ -473,6 +473,7 @@ def _run_campaign(options: argparse.Namespace) -> int:
     # Heavy imports only now, when the settings are known to be good.
     from entk_app.machine import divide_machine
     from entk_app.preflight import check_room, check_scratch
+    from entk_app.publish import check_local
     from entk_app.resources import LOCAL, check_presence, find_resource, keep_resource
     from entk_app.run_folder import check_new_run_folder
 
@@ -495,6 +496,8 @@ def _run_campaign(options: argparse.Namespace) -> int:
     from entk_app.workflow import check_environments
 
     check_presence(resource)
+    if resource.is_this_node:
+        check_local(settings.resource.node_local_path)
     check_environments(settings.resource.environments)
     if resource.label == LOCAL:
         check_platform(settings.simulate.platform)

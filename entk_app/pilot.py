@@ -98,7 +98,7 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
         }
     )
     os.environ.setdefault("RADICAL_LOG_LVL", "WARNING")
-    if resource.nodes == 1 and not resource.submit:
+    if resource.is_this_node:
         # All of radical's processes are on this node: nobody else is to talk to them.
         loopback.prepare(layout.radical / "loopback", os.environ)
     if resource.submit and resource.scheduler == "slurm" and resource.node_gpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from entk_app.errors import EntkAppError
@@ -13,6 +14,8 @@ from entk_app.integrity import DamagedError, digest_file
 
 class ScratchError(EntkAppError):
     """The node's own disk cannot be written."""
+
+    exit_code = 2
 
 
 class Workplace:
@@ -88,6 +91,25 @@ def expand_local(local: Path) -> Path:
     if not Path(expanded).is_absolute():
         raise ScratchError(f"resource.node_local_path = '{local}': give an absolute path")
     return Path(expanded)
+
+
+def check_local(local: Path | None) -> None:
+    """Refuse a folder of the node's own disk that a task could not write to; for the node that this is.
+
+    Raises
+    ------
+    ScratchError
+    """
+    if local is None or "$" in os.path.expandvars(local):
+        # A variable that only a task has, by its batch system or resource.pre_exec.
+        return
+    root = expand_local(local)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ScratchError(f"resource.node_local_path = '{local}' cannot be written to: {error.strerror}") from None
 
 
 def _make_local(local: Path, target: Path) -> Path:

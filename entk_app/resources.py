@@ -85,6 +85,11 @@ class Resource:
         return self.label.split(".", 1)[1]
 
     @property
+    def is_this_node(self) -> bool:
+        """Whether agent and tasks run where the launcher does, and nowhere else."""
+        return self.nodes == 1 and not self.submit
+
+    @property
     def manager(self) -> str:
         return str(self.entry.get("resource_manager") or "FORK").upper()
 

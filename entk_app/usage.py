@@ -338,20 +338,23 @@ def _hold_against_record(layout: RunLayout, task: Task, until: float) -> Task:
 
     A record from before or after the task, or after ``until``, is of another try.
     """
-    times = _read_record_times(layout, parse_task_name(task.name))
-    if times is None or task.started is None:
+    if task.started is None:
+        return task
+    last = until if task.stopped is None else task.stopped
+    times = _read_record_times(layout, parse_task_name(task.name), last)
+    if times is None or times[1] < task.started or times[0] > last:
         return task
     began, ended = times
-    if ended < task.started or began > (until if task.stopped is None else task.stopped):
-        return task
     return replace(task, published=True, stopped=task.stopped or ended, recorded_s=ended - began)
 
 
-def _read_record_times(layout: RunLayout, name: TaskName) -> tuple[float, float] | None:
+def _read_record_times(layout: RunLayout, name: TaskName, last: float) -> tuple[float, float] | None:
+    """When a task's own clock began and ended, by what it had published at ``last``."""
     record: SegmentRecord | ModelRecord | AnalysisRecord
     try:
         if name.kind == "simulate" and name.simulation is not None and name.segment is not None:
             record = read_record(SegmentRecord, layout.segment(name.simulation, name.segment).record)
+            return record.unix_start, max(_read_ends(layout, record, last), default=record.unix_end)
         elif name.kind == "train" and name.iteration is not None and name.latent_dim is not None:
             record = read_record(ModelRecord, layout.model(name.iteration, name.latent_dim).record)
         elif name.kind == "analyse" and name.iteration is not None:
@@ -361,6 +364,16 @@ def _read_record_times(layout: RunLayout, name: TaskName) -> tuple[float, float]
     except RecordError:
         return None
     return record.unix_start, record.unix_end
+
+
+def _read_ends(layout: RunLayout, first: SegmentRecord, last: float) -> Iterator[float]:
+    """Ends of the segments that a task published one after the other, each time that it saved."""
+    for number in layout.segment_numbers(first.simulation):
+        if number < first.segment:
+            continue
+        record = read_record(SegmentRecord, layout.segment(first.simulation, number).record)
+        if record.decision == first.decision and record.unix_start <= last:
+            yield record.unix_end
 
 
 def _read_begin(layout: RunLayout) -> float | None:

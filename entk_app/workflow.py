@@ -190,7 +190,7 @@ def build_environment(
         if spec.kind != "analyse":
             # An analysis has all cores of its node, whichever its device.
             chosen[placement.SHARES_VARIABLE] = str(resource.node_gpus)
-        is_here = resource.nodes == 1 and not resource.submit and not resource.is_emulated
+        is_here = resource.is_this_node and not resource.is_emulated
         if environment.get("CUDA_VISIBLE_DEVICES") and is_here:
             # RADICAL-Pilot numbers devices from 0: the task looks up which of the launcher's it was given.
             chosen[placement.DEVICES_VARIABLE] = environment["CUDA_VISIBLE_DEVICES"]

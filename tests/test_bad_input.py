@@ -380,6 +380,13 @@ def test_a_scratch_folder(refused, tmp_path, scratch, words):
     assert words in error and f"resource.scratch = '{tmp_path / scratch}'" in error
 
 
+@pytest.mark.parametrize("local", ["/proc/here", "file/below", "relative"])
+def test_a_nodes_own_disk(refused, tmp_path, local):
+    (tmp_path / "file").write_text("")
+    path = local if local in ("/proc/here", "relative") else str(tmp_path / local)
+    assert f"resource.node_local_path = '{path}'" in refused("--set", f"resource.node_local_path={path}")
+
+
 def test_a_working_directory_that_has_gone(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
