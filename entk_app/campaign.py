@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -23,17 +21,10 @@ from entk_app import steering
 from entk_app.errors import RecordError, RunFolderError
 from entk_app.integrity import (
     DamagedError,
-    check_file,
-    find_damage,
-    read_model,
     read_segment,
-    read_set_aside,
-    set_aside,
 )
 from entk_app.layout import (
-    ModelPaths,
     RunLayout,
-    SegmentPaths,
     analyse_task_name,
     failure_of,
     simulate_task_name,
@@ -41,18 +32,14 @@ from entk_app.layout import (
 )
 from entk_app.machine import Machine
 from entk_app.records import (
-    Action,
     AnalyseTask,
     AnalysisRecord,
     Deadline,
     Decision,
     FrameRef,
-    ModelRecord,
     ModelRef,
     PilotRecord,
-    SegmentKey,
     SegmentRecord,
-    SetAside,
     SimulateTask,
     SimulationRecord,
     Summary,
@@ -65,8 +52,9 @@ from entk_app.records import (
     read_whole_lines,
     write_record,
 )
+from entk_app.results import Results
 from entk_app.settings import Settings
-from entk_app.steering import History, SimulationHistory
+from entk_app.steering import History
 
 logger = logging.getLogger(__name__)
 
@@ -146,9 +134,6 @@ class Campaign:
     last_failure: str | None = None
     last_failed_task: str | None = None
     has_begun: bool = False
-    _simulations: dict[int, SimulationHistory] = field(default_factory=dict)
-    _models: dict[int, ModelRecord] = field(default_factory=dict)
-    _outliers: set[tuple[int, int, int]] = field(default_factory=set)
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _n_analyses: int = 0
     _began: float = field(default_factory=time.time)
@@ -157,6 +142,9 @@ class Campaign:
     _deadline: Deadline | None = None
     _stage_began: float = 0.0
     _durations: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.results = Results(self.layout, self.settings.train.latent_dims)
 
     @property
     def iteration(self) -> int:
@@ -206,27 +194,20 @@ class Campaign:
             The decisions or the records of the run folder cannot be read.
         """
         self.decisions = read_whole_lines(Decision, self.layout.decisions)
-        self._n_before = len(self.decisions)
+        self._n_before = self.results.n_decisions = len(self.decisions)
         pilots = list(read_lines(PilotRecord, self.layout.pilots))
         self._seconds_before = sum(max(0.0, (p.unix_end or p.unix_submitted) - p.unix_submitted) for p in pilots)
-        if self.layout.summary.exists():
+        with contextlib.suppress(RecordError):
+            # None after a kill; written anew at the end.
             self.n_failed_tasks = read_record(Summary, self.layout.summary).n_failed_tasks
         last = None
         for decision in self.decisions:
-            self._replay(decision.actions)
+            self.results.replay(decision.actions)
             self._write_simulations(decision)
             last = decision if decision.next != "stop" else last
         if last is None:
             return self.start()
-        self._check_system()
-        self._set_unfinished_aside()
-        for note in read_set_aside(self.layout):
-            self._note_lost(note)
-        self._set_damaged_aside()
-        for number in self._simulations:
-            self._take_segments(number)
-        self._models = self._read_models()
-        self._outliers.update(o.frame.key for record in self._read_analyses() for o in record.outliers)
+        self.results.read_all()
         self.has_begun = True
         stop = steering.find_stop(self._history(()), self.settings)
         if stop is not None:
@@ -280,7 +261,7 @@ class Campaign:
         stop = self._find_giving_up() or steering.find_stop(self._history(("analyse",)), self.settings)
         if stop is not None:
             return self._apply(stop)
-        if self._models:
+        if self.results.models:
             return self._enter(self._build_analyse())
         return self._after_analysis(None)
 
@@ -346,7 +327,7 @@ class Campaign:
             longest_us=max((round(s.time_ps * 1e-6, 9) for s in run), default=None),
             n_iterations=self.machine.slots.count_iterations(self.iteration),
             n_frames=history.n_frames,
-            n_outliers=sum(self._has(FrameRef(simulation=i, segment=j, frame=k)) for i, j, k in self._outliers),
+            n_outliers=self.results.n_outliers,
             n_purged=shot.n_purged,
             n_restarts=shot.n_restarts,
             n_failed_tasks=self.n_failed_tasks,
@@ -370,12 +351,12 @@ class Campaign:
     def _collect_segments(self, at_the_end: bool = False) -> None:
         """Take in what the simulations of the present stage published; who published nothing has failed."""
         going = self._going
-        for number in [s.simulation for s in self._simulations.values() if s.alive]:
-            before = self._simulations[number]
-            simulation = self._take_segments(number)
+        for before in self.results.alive:
+            number = before.simulation
+            simulation = self.results.take_segments(number)
             answered = simulation.segments and simulation.segments[-1].ended_by != "save"
             if going is not None and answered and simulation.segments[-1].decision == going.index:
-                self._simulations[number] = replace(simulation, failures=0, failure="")
+                self.results.simulations[number] = replace(simulation, failures=0, failure="")
                 continue
             order = self.layout.segment(number, before.next_segment).task
             if at_the_end or self.is_over or not order.exists():
@@ -385,27 +366,10 @@ class Campaign:
             if failure.kind == "damaged":
                 # It is not the simulation's fault.
                 continue
-            self._simulations[number] = replace(
-                self._simulations[number], failures=simulation.failures + 1, failure=failure.reason
+            self.results.simulations[number] = replace(
+                self.results.simulations[number], failures=simulation.failures + 1, failure=failure.reason
             )
-            self._set_partial_aside(self.layout.segment(number, simulation.next_segment), failure.reason)
-
-    def _take_segments(self, number: int) -> SimulationHistory:
-        """Take in the segments of a simulation that are new; one that is damaged is set aside."""
-        simulation = self._simulations[number]
-        known = {segment.segment for segment in simulation.segments} | simulation.lost
-        for segment in self.layout.segment_numbers(number):
-            if segment in known:
-                continue
-            paths = self.layout.segment(number, segment)
-            try:
-                record = read_segment(paths)
-            except DamagedError as error:
-                self._set_aside(paths.folder, str(error))
-                continue
-            simulation = self._simulations[number]
-            self._simulations[number] = replace(simulation, segments=(*simulation.segments, record))
-        return self._simulations[number]
+            self.results.set_partial_aside(number, failure.reason)
 
     def _note_failure(self, name: str, what: str, order: Path) -> TaskFailure:
         """Count a task that published nothing as failed, and see to what it found damaged."""
@@ -420,139 +384,45 @@ class Campaign:
         if failure.damaged is not None:
             damaged = self.layout.root / failure.damaged
             if damaged.exists() and damaged != self.layout.root:
-                self._set_aside(damaged, failure.reason)
+                self.results.set_aside(damaged, failure.reason)
         return failure
 
     def _collect_models(self) -> None:
         """Take the iteration's models in; the last good one of a size that failed goes on serving."""
         for latent_dim in self.settings.train.latent_dims:
-            paths = self.layout.model(self.iteration, latent_dim)
             what = f"training of latent size {latent_dim}"
-            try:
-                self._models[latent_dim] = read_model(paths)
+            if self.results.take_model(self.iteration, latent_dim):
                 self._in_a_row[what] = 0
-                continue
-            except DamagedError as error:
-                if paths.folder.exists():
-                    self._set_aside(paths.folder, str(error))
-            if self.is_over:
+            elif self.is_over:
                 logger.info("%s was cut off", what)
-                continue
-            self._note_failure(train_task_name(self.iteration, latent_dim), what, paths.task)
-            self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
+            else:
+                order = self.layout.model(self.iteration, latent_dim).task
+                self._note_failure(train_task_name(self.iteration, latent_dim), what, order)
+                self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
 
     def _collect_analysis(self) -> AnalysisRecord | None:
-        path = self.layout.analysis(self.iteration)
-        try:
-            analysis = read_record(AnalysisRecord, path)
-        except RecordError as error:
-            if path.exists():
-                self._set_aside(path, str(error))
-            if not self.is_over:
-                order = self.layout.analysis_task(self.iteration)
-                name = self.stage.tasks[0].name if self.stage is not None else analyse_task_name(self.iteration)
-                self._note_failure(name, f"analysis of iteration {self.iteration}", order)
-                self._in_a_row["the analysis"] = self._in_a_row.get("the analysis", 0) + 1
-            return None
-        self._in_a_row["the analysis"] = 0
-        self._outliers.update(outlier.frame.key for outlier in analysis.outliers)
-        present = tuple(outlier for outlier in analysis.outliers if self._has(outlier.frame))
-        return analysis.model_copy(update={"outliers": present})
+        analysis, what = self.results.take_analysis(self.iteration), "the analysis"
+        if analysis is not None:
+            self._in_a_row[what] = 0
+        elif not self.is_over and self.stage is not None:
+            order = self.layout.analysis_task(self.iteration)
+            self._note_failure(self.stage.tasks[0].name, f"analysis of iteration {self.iteration}", order)
+            self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
+        return analysis
 
     def _after_analysis(self, analysis: AnalysisRecord | None) -> StageSpec | None:
         if analysis is None and not self.is_over:
             stop = self._find_giving_up()
             if stop is not None:
                 return self._apply(stop)
-            if self.stage is not None and self.stage.kind == "analyse" and self._n_analyses == 1 and self._models:
+            was_tried = self.stage is not None and self.stage.kind == "analyse"
+            if was_tried and self._n_analyses == 1 and self.results.models:
                 return self._enter(self._build_analyse(attempt=2))
         # In a split, simulations and the next training are one stage.
         following = ("train",) if self.machine.slots.is_split else ("simulate",)
         return self._apply(
             steering.decide_after_analysis(self._history(following), analysis, self.settings, self.machine.slots)
         )
-
-    # What is no data.
-
-    def _check_system(self) -> None:
-        """Refuse to go on with another system than the campaign was begun with."""
-        record = read_record(SystemRecord, self.layout.system_record)
-        for name in record.files:
-            try:
-                check_file(self.layout.system / name, record.files)
-            except DamagedError as error:
-                raise RunFolderError(
-                    f"{error}: every trajectory needs it as it was; bring it back from a copy"
-                ) from None
-
-    def _set_unfinished_aside(self) -> None:
-        """What a pilot that was killed left half written."""
-        for folder in sorted(self.layout.simulations.glob("*/segment-*.partial")):
-            self._set_aside(folder, "its task was killed before it was whole")
-        for folder in self.layout.models.glob("iteration-*/*.partial"):
-            shutil.rmtree(folder)
-        for path in self.layout.root.glob("**/.*.tmp"):
-            if not path.is_relative_to(self.layout.radical):
-                path.unlink(missing_ok=True)
-
-    def _set_damaged_aside(self) -> None:
-        """Reread every finished segment: what a campaign goes on from is what it published."""
-        folders = [
-            self.layout.segment(number, segment)
-            for number in self._simulations
-            for segment in self.layout.segment_numbers(number)
-        ]
-        with ThreadPoolExecutor(max_workers=_READERS) as readers:
-            for paths, error in zip(folders, readers.map(find_damage, folders), strict=True):
-                if error is not None:
-                    self._set_aside(paths.folder, str(error))
-
-    def _set_partial_aside(self, paths: SegmentPaths, reason: str) -> None:
-        if paths.in_work().folder.exists():
-            self._set_aside(paths.in_work().folder, reason)
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        """Take something out of the data; a finished segment's frames are no frames of the campaign any more."""
-        known: dict[str, int | None] = {"before_decision": len(self.decisions)}
-        place = self.layout.find_segment(path)
-        if place is not None:
-            record = next((s for s in self._simulations[place[0]].segments if s.segment == place[1]), None)
-            if record is None:
-                with contextlib.suppress(RecordError):
-                    record = read_record(SegmentRecord, SegmentPaths(path).record)
-            known |= {"simulation": place[0], "segment": place[1]}
-            known |= {} if record is None else {"n_frames": record.n_frames, "decision": record.decision}
-        note = set_aside(self.layout, path, reason, **known)
-        self._note_lost(note)
-        model = next((dim for dim, m in self._models.items() if path == self._folder_of(m)), None)
-        if model is not None:
-            del self._models[model]
-            # The one before it serves again.
-            self._models |= {dim: m for dim, m in self._read_models().items() if dim == model}
-
-    def _folder_of(self, model: ModelRecord) -> Path:
-        return self.layout.model(model.iteration, model.latent_dim).folder
-
-    def _note_lost(self, note: SetAside) -> None:
-        """What follows for the simulations from a segment that is no data any more."""
-        if note.simulation is None or note.segment is None or note.simulation not in self._simulations:
-            return
-        simulation = self._simulations[note.simulation]
-        self._simulations[note.simulation] = replace(
-            simulation,
-            segments=tuple(s for s in simulation.segments if s.segment != note.segment),
-            lost=simulation.lost | {note.segment},
-        )
-        for number, other in self._simulations.items():
-            origin = other.origin
-            if origin is None or other.segments or other.lost:
-                continue
-            if (origin.simulation, origin.segment) == (note.simulation, note.segment):
-                reason = f"it cannot begin: its origin, {origin}, was damaged"
-                self._simulations[number] = replace(other, failures=steering.MAX_FAILURES, failure=reason)
-
-    def _has(self, ref: FrameRef) -> bool:
-        return ref.simulation in self._simulations and self._simulations[ref.simulation].has(ref)
 
     def _is_done(self, task: TaskSpec) -> bool:
         """Whether a task has published all that it was asked for."""
@@ -573,7 +443,7 @@ class Campaign:
 
     def _history(self, following: tuple[str, ...]) -> History:
         # Copied at once: the progress line asks from another thread.
-        simulations = tuple(self._simulations.values())
+        simulations = tuple(self.results.simulations.values())
         origins = [s.origin for s in simulations]
         return History(
             iteration=self.iteration,
@@ -592,66 +462,38 @@ class Campaign:
 
     def _apply(self, decision: Decision) -> StageSpec | None:
         self._record(decision)
-        self._replay(decision.actions)
+        self.results.replay(decision.actions)
         self._write_simulations(decision)
         if decision.next == "stop":
             self.stage = None
             return None
         return self._enter(self._build(decision))
 
-    def _replay(self, actions: Sequence[Action]) -> None:
-        """What a decision does to the simulations in memory."""
-        for action in actions:
-            if action.kind in ("start", "restart"):
-                self._simulations[action.simulation] = SimulationHistory(action.simulation, action.origin)
-            elif action.kind in ("purge", "end"):
-                self._simulations[action.simulation] = replace(self._simulations[action.simulation], alive=False)
-
     def _write_simulations(self, decision: Decision) -> None:
         """The records of the simulations that a decision starts, where they are not there yet."""
         for action in decision.actions:
+            if action.kind not in ("start", "restart"):
+                continue
             path = self.layout.simulation_record(action.simulation)
-            if action.kind not in ("start", "restart") or path.exists():
-                continue
-            write_record(
-                path,
-                SimulationRecord(
-                    simulation=action.simulation,
-                    iteration=decision.iteration,
-                    origin=action.origin,
-                    origin_rmsd_angstrom=action.rmsd_angstrom,
-                    seed=self._seed(action.simulation),
-                ),
+            record = SimulationRecord(
+                simulation=action.simulation,
+                iteration=decision.iteration,
+                origin=action.origin,
+                origin_rmsd_angstrom=action.rmsd_angstrom,
+                seed=self._seed(action.simulation),
             )
-
-    def _read_models(self) -> dict[int, ModelRecord]:
-        """The newest good model of each latent size; one that is damaged is set aside."""
-        models: dict[int, ModelRecord] = {}
-        for folder in sorted(self.layout.models.glob("iteration-????/latent-*")):
-            if not folder.is_dir() or folder.suffix:
-                continue
             try:
-                model = read_model(ModelPaths(folder))
-            except DamagedError as error:
-                set_aside(self.layout, folder, str(error), before_decision=len(self.decisions))
-                continue
-            models[model.latent_dim] = model
-        return {dim: models[dim] for dim in self.settings.train.latent_dims if dim in models}
-
-    def _read_analyses(self) -> list[AnalysisRecord]:
-        """All that can be read; one that is damaged is set aside."""
-        found = []
-        for path in sorted(self.layout.analyses.glob("iteration-????.json")):
-            try:
-                found.append(read_record(AnalysisRecord, path))
-            except RecordError as error:
-                set_aside(self.layout, path, str(error), before_decision=len(self.decisions))
-        return found
+                is_there = read_record(SimulationRecord, path) == record
+            except RecordError:
+                is_there = False
+            if not is_there:
+                write_record(path, record)
 
     def _record(self, decision: Decision) -> None:
         decision = decision.model_copy(update={"unix": time.time()})
         append_record(self.layout.decisions, decision)
         self.decisions.append(decision)
+        self.results.n_decisions = len(self.decisions)
         try:
             self.on_decision(decision)
         except (Exception, SystemExit):
@@ -679,7 +521,7 @@ class Campaign:
     def _order_segments(self, decision: Decision) -> tuple[TaskSpec, ...]:
         tasks = []
         whole = _Rest(self.settings.frames_per_segment, self.settings.simulate.segment_minutes)
-        for place, simulation in enumerate(s for s in self._simulations.values() if s.alive):
+        for place, simulation in enumerate(self.results.alive):
             segment, cores = simulation.next_segment, self.machine.simulation_cores(place)
             # Of a campaign that is taken up again some of it was simulated before.
             rest = whole.after(*(s for s in simulation.segments if s.decision == decision.index))
@@ -712,14 +554,14 @@ class Campaign:
     def _name_of(self, order: Path) -> str:
         """Name of a simulate task; a second try of the same has another."""
         task = read_record(SimulateTask, order)
-        failures = self._simulations[task.simulation].failures
+        failures = self.results.simulations[task.simulation].failures
         name = simulate_task_name(task.iteration, task.simulation, task.segment)
         return f"{name}.try{failures + 1}" if failures else name
 
     def _order_trainings(self, decision: Decision) -> tuple[TaskSpec, ...]:
         """Trainings on the frames from before the decision: the same for all models, also when some were cut off."""
         tasks, iteration = [], decision.iteration
-        segments = self._segment_keys(before=decision.index)
+        segments = self.results.list_segments(before=decision.index)
         for place, latent_dim in enumerate(self.settings.train.latent_dims):
             order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
             failure_of(order).unlink(missing_ok=True)
@@ -745,13 +587,13 @@ class Campaign:
         failure_of(order).unlink(missing_ok=True)
         suffix = "" if attempt == 1 else f".try{attempt}"
         self._n_analyses = attempt
-        models = [self._models[dim] for dim in self.settings.train.latent_dims if dim in self._models]
+        models = [self.results.models[dim] for dim in self.settings.train.latent_dims if dim in self.results.models]
         write_record(
             order,
             AnalyseTask(
                 iteration=self.iteration,
                 models=tuple(ModelRef(iteration=m.iteration, latent_dim=m.latent_dim) for m in models),
-                segments=self._segment_keys(),
+                segments=self.results.list_segments(),
                 cores=self.machine.analysis_cores,
                 gpus=self.machine.gpus_per_task,
                 allow_cpu=self.machine.allow_cpu,
@@ -765,15 +607,6 @@ class Campaign:
             self.machine.gpus_per_task,
         )
         return StageSpec("analyse", f"analyse.{self.iteration:04d}{suffix}", (task,))
-
-    def _segment_keys(self, before: int | None = None) -> tuple[SegmentKey, ...]:
-        """All segments, or those that decisions before one with this index ordered."""
-        return tuple(
-            SegmentKey(simulation=s.simulation, segment=segment.segment, n_frames=segment.n_frames)
-            for s in self._simulations.values()
-            for segment in s.segments
-            if before is None or segment.decision < before
-        )
 
     def _seed(self, *place: int) -> int:
         return int(np.random.SeedSequence([self.settings.seed, *place]).generate_state(1)[0] >> 1)

@@ -284,7 +284,7 @@ def test_two_campaigns_cannot_take_the_same_folder(tmp_path, monkeypatch):
     layout, settings = RunLayout(tmp_path / "run"), tiny_settings()
     create_run_folder(layout, settings, [])
     # The other launcher looked before this one wrote.
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    monkeypatch.setattr("entk_app.run_folder.check_new_run_folder", lambda layout: None)
     with pytest.raises(RunFolderError, match="is taken"):
         create_run_folder(layout, settings, [])
 
