@@ -312,6 +312,17 @@ def test_a_running_segment_counts(begun):
     assert (slot.frames_since_outlier, slot.frames_to_purge) == (None, None)  # nothing was analysed
 
 
+def test_a_segment_that_was_only_saved_leaves_its_task_under_way(begun):
+    task = next(path for path in begun.layout.simulation(0).glob("*.task.json"))
+    run_task("simulate", begun.layout.root, task)
+    assert [slot.activity for slot in look(begun.layout).slots] == ["done", "waits"]
+    path = begun.layout.segment(0, 0).record
+    path.write_text(path.read_text().replace('"ended_by": "length"', '"ended_by": "save"'))
+    report = look(begun.layout)
+    assert (report.stage_done, report.n_frames) == (0, 15)
+    assert [(slot.activity, slot.task_frames) for slot in report.slots] == [("simulates", 15), ("waits", 0)]
+
+
 # What failed.
 
 
