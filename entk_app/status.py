@@ -355,11 +355,11 @@ def _describe_slot(run: RunState, simulation: SimulationHistory, stage: Stage, s
     going, start, settings = run.going, run.starts[simulation.simulation], run.settings
     is_done = going is not None and _is_done(simulation, going)
     progress = None if is_done or state in ("ended", "dead") else run.progress.get(simulation.simulation)
-    activity: Literal["simulates", "waits", "done", "idle"] = "idle"
-    if state in ("starting", "running", "ending") and stage in ("simulate", "simulate+train"):
-        activity = "done" if is_done else "simulates" if progress else "waits"
     segments, running = simulation.segments, progress.n_frames if progress else 0
     asked = [s.n_frames for s in segments if going is not None and s.decision == going.index]
+    activity: Literal["simulates", "waits", "done", "idle"] = "idle"
+    if state in ("starting", "running", "ending") and stage in ("simulate", "simulate+train"):
+        activity = "done" if is_done else "simulates" if progress or asked else "waits"
     n_frames = simulation.n_frames + running
     lows = [s.min_rmsd_angstrom for s in segments] + ([progress.min_rmsd_angstrom] if progress else [])
     last_outlier = _find_last_outlier(run, simulation)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from entk_app import status
 from entk_app.layout import RunLayout
+from entk_app.lock import CampaignLock, LockRecord, read_lock
 from entk_app.records import (
     AnalysisRecord,
     Deadline,
@@ -49,9 +50,17 @@ def look(layout, now=None):
 def set_lock(layout, is_alive, taken=None):
     """Of a launcher on another host."""
     now = time.time()
-    layout.lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "unix": now if taken is None else taken}))
+    taken = now if taken is None else taken
+    record = LockRecord(host="elsewhere", boot_id="b", pid_namespace="n", pid=1, start=5, unix=taken)
+    layout.lock.write_text(record.model_dump_json())
     age = 0 if is_alive else 1000
     os.utime(layout.lock, (now - age, now - age))
+
+
+def shift(layout, seconds):
+    """The lock was taken so many seconds later."""
+    record = read_lock(layout.lock)
+    layout.lock.write_text(record.model_copy(update={"unix": record.unix + seconds}).model_dump_json())
 
 
 def make_pilot(**changes):
@@ -76,6 +85,9 @@ def begun(tmp_path):
     """A campaign whose first simulations were ordered; its launcher is this process."""
     campaign = prepare(tmp_path / "run", tiny_settings())
     campaign.start()
+    CampaignLock.create(campaign.layout.lock)
+    # As a launcher does before its first decision.
+    shift(campaign.layout, -1.0)
     return campaign
 
 
@@ -258,6 +270,7 @@ def test_stages_are_followed_task_by_task(tmp_path):
     root, layout = campaign.layout.root, campaign.layout
     seen = []
     stage = campaign.start()
+    set_lock(layout, is_alive=True, taken=LONG_AGO)
     for _ in range(2):
         for task in stage.tasks:
             report = look(layout)
@@ -297,6 +310,17 @@ def test_a_running_segment_counts(begun):
         "simulates", 5, 15, 101.0,
     )  # fmt: skip
     assert (slot.frames_since_outlier, slot.frames_to_purge) == (None, None)  # nothing was analysed
+
+
+def test_a_segment_that_was_only_saved_leaves_its_task_under_way(begun):
+    task = next(path for path in begun.layout.simulation(0).glob("*.task.json"))
+    run_task("simulate", begun.layout.root, task)
+    assert [slot.activity for slot in look(begun.layout).slots] == ["done", "waits"]
+    path = begun.layout.segment(0, 0).record
+    path.write_text(path.read_text().replace('"ended_by": "length"', '"ended_by": "save"'))
+    report = look(begun.layout)
+    assert (report.stage_done, report.n_frames) == (0, 15)
+    assert [(slot.activity, slot.task_frames) for slot in report.slots] == [("simulates", 15), ("waits", 0)]
 
 
 # What failed.

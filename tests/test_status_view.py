@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from entk_app import cli, status_view
+from entk_app.lock import CampaignLock
 from entk_app.records import Decision, FrameRef, append_record
 from entk_app.run_reader import RunReader
 from entk_app.status import EndEstimate, FailedTask, SlotStatus, StatusReport, read_status
@@ -173,6 +174,7 @@ def test_watch_and_json_do_not_go_together(tmp_path, capsys):
 
 def test_watching_off_a_terminal_prints_a_line_a_change_until_the_end(tmp_path, monkeypatch):
     campaign = prepare(tmp_path / "run", tiny_settings())
+    CampaignLock.create(campaign.layout.lock)
     campaign.start()
     text, looks = io.StringIO(), []
 
@@ -196,6 +198,7 @@ def test_watching_off_a_terminal_prints_a_line_a_change_until_the_end(tmp_path, 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_ctrl_c_ends_watching_and_nothing_else(tmp_path, monkeypatch, is_terminal):
     campaign = prepare(tmp_path / "run", tiny_settings())
+    CampaignLock.create(campaign.layout.lock)
     campaign.start()
     text = io.StringIO()
 
@@ -210,6 +213,7 @@ def test_ctrl_c_ends_watching_and_nothing_else(tmp_path, monkeypatch, is_termina
 
 def test_a_watching_process_leaves_with_0_on_ctrl_c(tmp_path):
     campaign = prepare(tmp_path / "run", tiny_settings())
+    CampaignLock.create(campaign.layout.lock)
     campaign.start()
     watching = subprocess.Popen(
         [sys.executable, "-m", "entk_app", "status", str(campaign.layout.root), "--watch"],
