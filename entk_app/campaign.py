@@ -7,7 +7,6 @@ returns their stage. EnTK (:mod:`entk_app.workflow`) and the in-process runner w
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -197,9 +196,7 @@ class Campaign:
         self._n_before = self.results.n_decisions = len(self.decisions)
         pilots = list(read_lines(PilotRecord, self.layout.pilots))
         self._seconds_before = sum(max(0.0, (p.unix_end or p.unix_submitted) - p.unix_submitted) for p in pilots)
-        with contextlib.suppress(RecordError):
-            # None after a kill; written anew at the end.
-            self.n_failed_tasks = read_record(Summary, self.layout.summary).n_failed_tasks
+        self.n_failed_tasks = self.decisions[-1].n_failed_tasks if self.decisions else 0
         last = None
         for decision in self.decisions:
             self.results.replay(decision.actions)
@@ -490,7 +487,7 @@ class Campaign:
                 write_record(path, record)
 
     def _record(self, decision: Decision) -> None:
-        decision = decision.model_copy(update={"unix": time.time()})
+        decision = decision.model_copy(update={"unix": time.time(), "n_failed_tasks": self.n_failed_tasks})
         append_record(self.layout.decisions, decision)
         self.decisions.append(decision)
         self.results.n_decisions = len(self.decisions)

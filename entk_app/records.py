@@ -375,6 +375,7 @@ class Decision(Record):
     n_frames: int = 0
     n_outliers: int | None = None
     min_rmsd_angstrom: float | None = None
+    n_failed_tasks: int = 0
     unix: float = 0.0
 
 

@@ -29,7 +29,9 @@ _PACKAGES = (
 )  # fmt: skip
 
 #: Groups of settings, or single ones, that may differ when a campaign is taken up again: not its physics.
-_CHANGEABLE = ("train", "analyse", "steering", "stop", "faults", "resource", "simulate.platform")
+_CHANGEABLE = (
+    "train", "analyse", "steering", "stop", "faults", "resource", "simulate.platform", "simulate.segment_",
+)  # fmt: skip
 
 #: Reasons for which a campaign stops with something left to do.
 CUT_OFF = ("walltime", "interrupted", "pilot_lost", "disk")

@@ -244,9 +244,15 @@ def _check_simulations(
             if segment.first_step != begins and not (gap and segment.first_step > begins):
                 found.add(folder, f"segment {segment.segment} begins at step {segment.first_step}, not at {begins}")
             last = segment
+    newest = {action.simulation for action in decisions[-1].actions} if decisions else set()
     for number in started:
-        if not layout.simulation(number).is_dir():
-            found.add(layout.simulation(number), "missing: a decision started this simulation")
+        folder = layout.simulation(number)
+        if folder.is_dir():
+            continue
+        if number in newest:
+            found.notes.append(f"{folder.relative_to(layout.root)}: not begun yet, as the last decision asks for it")
+        else:
+            found.add(folder, "missing: a decision started this simulation")
 
 
 def _check_models(layout: RunLayout, found: Findings) -> dict[tuple[int, int], ModelRecord]:

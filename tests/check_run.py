@@ -28,6 +28,7 @@ def check_run(run: Path, every: int = 10) -> dict[str, int]:
     """Check trajectories, restarts, decisions and summary; returns how many of each were checked."""
     counts = {"segments": 0, "frames": 0, "restarts": 0}
     settings = read_settings(run)
+    lost = read_set_aside(run)
     simulations = sorted(path for path in (run / "simulations").iterdir() if path.is_dir())
     total_frames, total_ps, lowest = 0, 0.0, np.inf
     origins = []
@@ -37,19 +38,25 @@ def check_run(run: Path, every: int = 10) -> dict[str, int]:
         assert not [path for path in segments if path.name.endswith(".partial")], f"unfinished segments in {folder}"
         if not segments:
             continue
-        last_step = 0
-        for number, segment in enumerate(segments):
-            assert segment.name == f"segment-{number:04d}"
+        last_step, number = 0, 0
+        for segment in segments:
+            gap = False
+            while segment.name != f"segment-{number:04d}":
+                assert (folder.name, f"segment-{number:04d}") in lost, f"segment {number} of {folder} is missing"
+                gap, number = True, number + 1
+            number += 1
             record = read_json(segment / "segment.json")
-            assert record["first_step"] == last_step
-            last_step += record["steps"]
+            assert record["first_step"] == last_step or (gap and record["first_step"] > last_step)
+            last_step = record["first_step"] + record["steps"]
             counts["frames"] += check_segment(run, segment, record, settings, every)
             counts["segments"] += 1
             total_frames += record["n_frames"]
             total_ps += record["time_ps"]
             lowest = min(lowest, np.inf if record["min_rmsd_angstrom"] is None else record["min_rmsd_angstrom"])
-        if origin is not None:
+        was_kept = (f"{origin['simulation']:04d}", f"segment-{origin['segment']:04d}") not in lost if origin else False
+        if origin is not None and was_kept and segments[0].name == "segment-0000":
             check_restart(run, folder, segments[0], origin)
+        if origin is not None:
             origins.append((origin["simulation"], origin["segment"], origin["frame"]))
             counts["restarts"] += 1
     assert len(set(origins)) == len(origins), "a frame was used twice as a start"
@@ -65,6 +72,14 @@ def check_run(run: Path, every: int = 10) -> dict[str, int]:
         assert summary["min_rmsd_angstrom"] is None
     assert summary["n_restarts"] >= counts["restarts"]
     return counts
+
+
+def read_set_aside(run: Path) -> set[tuple[str, str]]:
+    """Folders of segments that were damaged."""
+    path = run / "set-aside" / "notes.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    notes = [json.loads(line) for line in lines]
+    return {tuple(note["path"].split("/")[1:]) for note in notes if note["segment"] is not None}
 
 
 def read_settings(run: Path) -> dict:

@@ -30,7 +30,7 @@ OPTIONS = [
     "--run-dir", "run", "--seed", "5", "--set", "simulate.segment_ns=2", "--set", "train.epochs=2",
     "--set", "train.latent_dims=[3]", "--set", "steering.min_frames=20", "--set", "steering.window=20",
     "--set", "steering.min_restarts=1", "--set", "stop.target_rmsd_angstrom=0.1", "--set", "stop.max_iterations=4",
-    "--set", "resource.cores=2", "--set", "faults.hang_minutes=0.1", "--set", "faults.save_minutes=0.02",
+    "--set", "resource.cores=2", "--set", "faults.hang_minutes=0.4", "--set", "faults.save_minutes=0.02",
 ]  # fmt: skip
 
 
