@@ -279,6 +279,10 @@ def _judge(
         return _End("disk", told or f"a file could not be written ({cause}): make space")
     if signals.received and not signals.by_radical:
         return _End("interrupted", f"interrupted by {signals.received[0].name}")
+    trouble = guard.find_trouble()
+    if trouble is not None:
+        # Seen before the guard has: what else went wrong follows from it.
+        return _End("disk", trouble)
     if campaign.is_over:
         # The batch system was quicker.
         return _End("walltime", "the pilot was ended at its limit")
