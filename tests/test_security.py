@@ -70,8 +70,8 @@ def test_nothing_that_is_read_is_run(path: Path):
 @pytest.mark.parametrize(
     "source",
     ["import pickle", "class L(yaml.Loader): pass", "yaml.load(x, Loader=L)", "from pickle import loads",
-     "import dill.source", "yaml.load(x)", "yaml.unsafe_load(x)", "eval(x)", "os.system(x)", "subprocess.run(x, shell=True)",
-     "subprocess.run(x, shell=y)", "np.load(x, allow_pickle=True)",
+     "import dill.source", "yaml.load(x)", "yaml.unsafe_load(x)", "eval(x)", "os.system(x)",
+     "subprocess.run(x, shell=True)", "subprocess.run(x, shell=y)", "np.load(x, allow_pickle=True)",
      "keras.models.load_model(x, safe_mode=False)"],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source):
