@@ -152,7 +152,7 @@ def run_on_pilot(campaign: Campaign, resource: Resource, lock: CampaignLock) -> 
     watchdog = Watchdog(layout.root, lock.path)
     try:
         lock.note_watchdog(watchdog.process)
-        with _quiet_threads(), guard, Signals(layout, guard) as signals:
+        with _quiet_radical(), guard, Signals(layout, guard) as signals:
             signals.to_finish += [watchdog.dismiss, lock.release]
             with make_shell_safe(layout, campaign.settings.resource.scratch) as (safe, prefix):
                 watchdog.watch(safe.radical)
@@ -232,18 +232,19 @@ def _run(
 
 
 @contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """What kills a thread of radical is logged: its traceback is no answer to a user whose disk is full."""
+def _quiet_radical() -> Iterator[None]:
+    """What kills a thread of radical, or keeps its loggers from writing, is no traceback on the user's terminal."""
 
     def note(args: threading.ExceptHookArgs) -> None:
         name = "a thread" if args.thread is None else args.thread.name
         logger.info("%s ended with %r", name, args.exc_value)
 
-    before, threading.excepthook = threading.excepthook, note
+    before = threading.excepthook, logging.raiseExceptions
+    threading.excepthook, logging.raiseExceptions = note, False
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook, logging.raiseExceptions = before
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,10 @@ def _judge(
         return _End("disk", told or f"a file could not be written ({cause}): make space")
     if signals.received and not signals.by_radical:
         return _End("interrupted", f"interrupted by {signals.received[0].name}")
+    trouble = guard.find_trouble()
+    if trouble is not None:
+        # Seen before the guard has: what else went wrong follows from it.
+        return _End("disk", trouble)
     if campaign.is_over:
         # The batch system was quicker.
         return _End("walltime", "the pilot was ended at its limit")

@@ -184,6 +184,9 @@ def leave(code: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+    if code:
+        # Nothing is left to be said: on a full disk, objects that Python takes apart would say a lot.
+        os._exit(code)
     end = time.monotonic() + _LEAVE_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -29,7 +29,7 @@ _LIST_S = 10.0
 #: Seconds that simulations have to publish what they have.
 _SAVE_S = 15.0
 
-_DONE = b"done\n"
+_DONE = b"done"
 
 
 class Watchdog:
@@ -60,7 +60,7 @@ class Watchdog:
 
     def watch(self, radical: Path) -> None:
         """Say where radical writes: what works there is ended."""
-        self._say(f"{radical}\n".encode())
+        self._say(os.fsencode(radical))
 
     def dismiss(self) -> None:
         """The campaign has been closed: there is nothing to do."""
@@ -78,7 +78,7 @@ class Watchdog:
         if self._process.stdin is not None:
             # It may have been killed.
             with contextlib.suppress(OSError):
-                self._process.stdin.write(line)
+                self._process.stdin.write(line + b"\n")
                 self._process.stdin.flush()
 
 
@@ -91,19 +91,13 @@ def main(arguments: Sequence[str]) -> int:
     root, lock = Path(arguments[2]), Path(arguments[3])
     layouts: list[RunLayout] = []
     known: set[ProcessId] = set()
-    listed, heard = 0.0, b""
-    is_open = True
-    while launcher.lives:
-        if is_open:
-            ready, _, _ = select.select([sys.stdin.fileno()], [], [], _LOOK_S)
-            said = os.read(sys.stdin.fileno(), 65536) if ready else b""
-            is_open = not ready or bool(said)
-            heard += said
-        else:
-            time.sleep(_LOOK_S)
-        while b"\n" in heard:
-            line, _, heard = heard.partition(b"\n")
-            if line + b"\n" == _DONE:
+    listed, lives = float("-inf"), True
+    said = _Pipe(sys.stdin.fileno())
+    while lives:
+        # Asked for first: what it said last is heard.
+        lives = launcher.lives
+        for line in said.read_lines(_LOOK_S if lives else 0.0):
+            if line == _DONE:
                 return 0
             # radical writes to a folder of this parent.
             layouts.append(RunLayout(root, scratch=Path(os.fsdecode(line)).parent))
@@ -116,6 +110,27 @@ def main(arguments: Sequence[str]) -> int:
     for layout in layouts:
         clean_up(layout, known)
     return 1
+
+
+class _Pipe:
+    """Lines of a pipe, as they come; its writer may have gone."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._is_open = True
+        self._rest = b""
+
+    def read_lines(self, patience_s: float) -> list[bytes]:
+        """What has come, after a wait of so long at most."""
+        if not self._is_open:
+            time.sleep(patience_s)
+            return []
+        if select.select([self._number], [], [], patience_s)[0]:
+            found = os.read(self._number, 65536)
+            self._is_open = bool(found)
+            self._rest += found
+        *lines, self._rest = self._rest.split(b"\n")
+        return lines
 
 
 def clean_up(layout: RunLayout, known: set[ProcessId]) -> None:

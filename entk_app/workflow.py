@@ -19,6 +19,7 @@ from entk_app.errors import SettingsError
 from entk_app.layout import RunLayout
 from entk_app.resources import Resource
 from entk_app.settings import EnvironmentSettings
+from entk_app.storage import find_trouble
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +115,10 @@ class AdaptiveWorkflow:
                 self.pipeline.add_stages(self._build_stage(following))
         except BaseException as error:
             # Anything raised here would kill EnTK's thread and hang run(): keep it, and let the pipeline end.
-            logger.exception("the decision after stage %s failed", self.campaign.stage)
             self.error = error
+            if find_trouble(self.campaign.layout.root) is None:
+                # Else the folder is to blame, and the launcher says so.
+                logger.exception("the decision after stage %s failed", self.campaign.stage)
 
 
 def build_pre_exec(lines: tuple[str, ...]) -> list[str]:

@@ -139,10 +139,12 @@ def test_radicals_own_processes_are_found_by_title_and_folder_and_no_others(layo
             end(process)
 
 
-def test_a_process_leaves_although_a_thread_of_its_own_would_not():
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_process_leaves_although_a_thread_of_its_own_would_not(code):
     script = (
         "import threading, time; from entk_app import processes; processes._LEAVE_S = 0.2\n"
-        "threading.Thread(target=time.sleep, args=(600,)).start(); print('said'); processes.leave(130)"
+        "threading.Thread(target=time.sleep, args=(600,)).start(); print('said'); "
+        f"processes.leave({code})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (130, "said\n")
+    assert (done.returncode, done.stdout) == (code, "said\n")

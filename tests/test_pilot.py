@@ -17,7 +17,7 @@ from conftest import tiny_settings
 
 from entk_app import pilot, processes
 from entk_app import signals as signals_module
-from entk_app.errors import SettingsError
+from entk_app.errors import RecordError, SettingsError
 from entk_app.guard import Fault, Guard
 from entk_app.layout import RunLayout
 from entk_app.lock import CampaignLock
@@ -442,6 +442,7 @@ class FakeCampaign:
         ({"cause": OSError(28, "No space left on device", "/run/x")}, "disk"),
         ({"cause": RuntimeError("[Errno 28] No space left on device")}, "disk"),
         ({"fault": Fault("disk", "full"), "received": [signal.SIGTERM], "by_radical": True}, "disk"),
+        ({"cause": RecordError("cannot read it"), "gone": True}, "disk"),
         ({"fault": Fault("pilot_lost", "gone"), "cause": KeyboardInterrupt()}, "pilot_lost"),
         ({"fault": Fault(None, "lost"), "cause": KeyboardInterrupt()}, None),
     ],
@@ -449,6 +450,8 @@ class FakeCampaign:
 def test_why_a_campaign_has_ended(tmp_path, given, reason):
     guard = Guard(RunLayout(tmp_path), CampaignLock.create(tmp_path / "lock"))
     guard.fault = given.get("fault")
+    if given.get("gone"):
+        guard.add_folder(tmp_path / "gone")
     signals = Signals(RunLayout(tmp_path), guard)
     signals.received, signals.by_radical = given.get("received", []), given.get("by_radical", False)
     log = pilot_log(RunLayout(tmp_path))

@@ -14,12 +14,32 @@ MODULES = sorted([*(CHECKOUT / "entk_app").rglob("*.py"), CHECKOUT / "app.py"])
 #: Modules that run code out of the data that they read.
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
-#: Of yaml, the one reader that makes nothing but plain values.
-SAFE_YAML = {"safe_load", "safe_dump", "YAMLError", "SafeDumper", "SafeLoader", "nodes"}
+#: Of yaml, what makes any object that a file asks for. Its SafeLoader, and what is derived from it, makes plain values.
+UNSAFE_YAML = {
+    "load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all",
+    "Loader", "FullLoader", "UnsafeLoader", "CLoader", "CFullLoader", "CUnsafeLoader", "BaseLoader",
+}  # fmt: skip
+
+
+def find_safe_yaml(tree: ast.AST) -> Iterator[ast.AST]:
+    """``yaml.load`` where it is given a SafeLoader that the module derives."""
+    derived = {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="load") as function,
+                keywords=[ast.keyword(arg="Loader", value=ast.Name(id=name))],
+            ) if name in derived:
+                yield function
 
 
 def find_unsafe(source: str) -> Iterator[str]:
     tree = ast.parse(source)
+    safe = set(find_safe_yaml(tree))
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -28,7 +48,7 @@ def find_unsafe(source: str) -> Iterator[str]:
                 yield module
             case ast.Call(func=ast.Name(id="eval" | "exec" as name)):
                 yield name
-            case ast.Attribute(value=ast.Name(id="yaml"), attr=name) if name not in SAFE_YAML:
+            case ast.Attribute(value=ast.Name(id="yaml"), attr=name) if name in UNSAFE_YAML and node not in safe:
                 yield f"yaml.{name}"
             case ast.Attribute(value=ast.Name(id="os"), attr="system" | "popen" as name):
                 yield f"os.{name}"
@@ -49,9 +69,9 @@ def test_nothing_that_is_read_is_run(path: Path):
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from pickle import loads", "import dill.source", "yaml.load(x)", "yaml.unsafe_load(x)",
-     "eval(x)", "os.system(x)", "subprocess.run(x, shell=True)", "subprocess.run(x, shell=y)",
-     "np.load(x, allow_pickle=True)",
+    ["import pickle", "class L(yaml.Loader): pass", "yaml.load(x, Loader=L)", "from pickle import loads",
+     "import dill.source", "yaml.load(x)", "yaml.unsafe_load(x)", "eval(x)", "os.system(x)",
+     "subprocess.run(x, shell=True)", "subprocess.run(x, shell=y)", "np.load(x, allow_pickle=True)",
      "keras.models.load_model(x, safe_mode=False)"],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source):

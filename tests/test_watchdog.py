@@ -97,6 +97,30 @@ def test_what_a_killed_launcher_leaves_is_ended_in_order_and_then_by_force(layou
         process.communicate()
 
 
+def test_what_a_launcher_said_last_is_heard_after_its_death(layout):
+    # Killed before its watchdog had come up.
+    lock = CampaignLock.create(layout.lock)
+    own, dead = lock.record, subprocess.Popen(["true"])
+    dead.wait()
+    watchdog = subprocess.Popen(
+        [sys.executable, "-m", "entk_app.watchdog", str(dead.pid), "1", str(layout.root), str(layout.lock)],
+        stdin=subprocess.PIPE,
+    )
+    found = ProcessId.of(watchdog.pid)
+    layout.lock.write_text(
+        own.model_copy(
+            update={"pid": dead.pid, "start": 1, "watchdog_pid": found.pid, "watchdog_start": found.start}
+        ).model_dump_json()
+    )
+    task = start(layout, "-c", TASK, "entk_app.tasks", "simulate", str(layout.root / "saved"))
+    watchdog.stdin.write(os.fsencode(layout.radical) + b"\n")
+    watchdog.stdin.close()
+    # Which is to be waited for: a zombie does not live, but it is not over either.
+    task.communicate(timeout=10)
+    assert watchdog.wait(timeout=30) == 1
+    assert (layout.root / "saved").read_text() == "saved"
+
+
 def test_it_ends_with_a_launcher_that_ends_in_order(layout, launcher):
     process = sleeper(layout)
     watchdog = read_lock(layout.lock).watchdog

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,8 +166,9 @@ def tell(told: Story, run: Path, disk: Path) -> None:
             told.refuse("disk full")
             (disk / "filler").unlink()
 
+        before = count_bootstrappers(run)
         process = start(["--resume", "run"], disk)
-        wait_for(process, disk, "the next pilot", lambda: is_starting(run))
+        wait_for(process, disk, "the next pilot", lambda: count_bootstrappers(run) > before)
         os.killpg(process.pid, signal.SIGINT)
         told.end(process, "ctrl-c")
     finally:
@@ -177,10 +179,9 @@ def tell(told: Story, run: Path, disk: Path) -> None:
     told.note_finished()
 
 
-def is_starting(run: Path) -> bool:
-    """Whether the bootstrapper of the newest pilot is at work."""
-    pilots = (run / "pilots.jsonl").read_text(encoding="utf-8").splitlines()
-    return len(list(run.glob("radical/radical.pilot.sandbox/*/pilot.0000/bootstrap_0.out"))) == len(pilots)
+def count_bootstrappers(run: Path) -> int:
+    """Of the pilots so far; its output is the first sign of one."""
+    return len(list(run.glob("radical/radical.pilot.sandbox/*/pilot.0000/bootstrap_0.out")))
 
 
 def test_a_second_launcher_is_refused_while_the_first_lives(story):
@@ -221,7 +222,7 @@ def test_a_full_disk_ends_a_campaign_in_a_sentence_and_nothing_is_started_on_it(
     assert "Traceback" not in end.output
     refused = story.refused["disk full"]
     assert refused.returncode == 2, refused.stderr
-    assert "make space" in refused.stderr
+    assert re.search(r"make (space|room)", refused.stderr)
 
 
 def test_an_interrupt_while_the_pilot_starts_ends_it_in_time(story):
