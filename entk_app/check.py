@@ -24,6 +24,7 @@ from entk_app.preflight import (
     count_bytes_in,
     find_free_bytes,
     say_bytes,
+    say_remedy,
 )
 from entk_app.publish import check_local
 from entk_app.records import SystemRecord, write_text
@@ -226,7 +227,7 @@ def _judge_room(layout: RunLayout, size: Size, free: int | None, notes: list[str
     if free < size.iteration_bytes:
         problems.append(
             f"the disk of {layout.root} has {say_bytes(free)} free, an iteration needs "
-            f"{say_bytes(size.iteration_bytes)}: make room, or choose another --run-dir"
+            f"{say_bytes(size.iteration_bytes)}: {say_remedy(layout)}"
         )
     elif free < needed:
         notes.append(

@@ -215,7 +215,7 @@ def check_room(layout: RunLayout, settings: Settings, slots: Slots, system: Syst
     if free < size.iteration_bytes:
         raise RunFolderError(
             f"the disk of {layout.root} has {say_bytes(free)} free, the next iteration needs "
-            f"{say_bytes(size.iteration_bytes)}: make room, or choose another --run-dir"
+            f"{say_bytes(size.iteration_bytes)}: {say_remedy(layout)}"
         )
     left = size.total_bytes - count_bytes_in(layout.root)
     if settings.frames_per_segment is not None and left > free:
@@ -224,6 +224,11 @@ def check_room(layout: RunLayout, settings: Settings, slots: Slots, system: Syst
             f"{say_bytes(free)} are free (entk-app check tells more)"
         )
     return None
+
+
+def say_remedy(layout: RunLayout) -> str:
+    """What to do about a disk without room."""
+    return "make room" if layout.decisions.exists() else "make room, or choose another --run-dir"
 
 
 def count_bytes_in(folder: Path) -> int:
