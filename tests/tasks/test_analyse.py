@@ -64,7 +64,7 @@ def test_a_model_is_asked_only_for_segments_that_it_has_not_encoded(tiny_campaig
     from entk_app.frames import read_frames
 
     layout = tiny_campaign.layout
-    keys = tiny_campaign._segment_keys()
+    keys = tiny_campaign.results.list_segments()
     everything = read_frames(layout, keys)
     asked = []
     real = cvae.encode
