@@ -413,6 +413,18 @@ def superpose_on(
     return moved
 
 
+def read_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64]:
+    """Positions of all atoms of a frame as they were simulated, shape (n_atoms, 3), ångström.
+
+    Raises
+    ------
+    ExportError
+        The trajectory cannot be read.
+    """
+    with _Positions(layout) as positions:
+        return positions.read(ref.simulation, ref.segment, ref.frame)
+
+
 class _Positions:
     """Frames of trajectories; the last one that was asked for stays open."""
 

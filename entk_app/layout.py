@@ -134,6 +134,11 @@ class RunLayout:
         return self.root / "accounting"
 
     @property
+    def report(self) -> Path:
+        """What ``entk-app report`` writes."""
+        return self.root / "report"
+
+    @property
     def resource_configs(self) -> Path:
         """The resource file as it was when the campaign began."""
         return self.root / "resource_configs"
