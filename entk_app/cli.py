@@ -47,6 +47,11 @@ _CHECK_HELP = (
     "entk-app run. Exit code 0 if it can run, 2 if it cannot."
 )
 
+_REPORT_HELP = (
+    "Write RUN/report: one page with the paper's tables and figures of a campaign, running, finished or dead, that "
+    "opens without a network, and every figure as SVG, PNG and CSV. A run writes it at its end."
+)
+
 _ACCOUNTING_HELP = (
     "Where the core-hours and GPU-hours of a campaign went, running, finished or dead. Writes RUN/accounting."
 )
@@ -82,6 +87,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     finished.add_argument("run", metavar="RUN", type=Path, help="run folder")
     finished.set_defaults(function=_tell_finished)
+    report = commands.add_parser("report", help="the paper's tables and figures as one page", description=_REPORT_HELP)
+    report.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    report.set_defaults(function=_report)
     accounting = commands.add_parser(
         "accounting", help="what a campaign's pilots were used for", description=_ACCOUNTING_HELP
     )
@@ -357,6 +365,17 @@ def _export(options: argparse.Namespace) -> int:
     rmsd = "" if result.rmsd_range is None else ", RMSD {:.2f} to {:.2f} Å".format(*result.rmsd_range)
     print(f"{result.n_frames} frames ({words}){rmsd}")
     print(f"written: {', '.join(map(str, result.paths))}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from entk_app.layout import RunLayout
+    from entk_app.report import write_report
+
+    written = write_report(RunLayout(options.run.absolute()))
+    for sentence in written.missing:
+        print(f"note: {sentence}")
+    print(f"report: {written.page}")
     return 0
 
 
@@ -668,7 +687,20 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     )
     if failure is not None:
         raise failure
+    _write_last_report(console, layout)
     return 0
+
+
+def _write_last_report(console: Any, layout: Any) -> None:
+    """The report of a campaign that has just ended; whatever becomes of it, the campaign has ended as it has."""
+    try:
+        from entk_app.report import write_report
+
+        line = f"report: {write_report(layout).page}"
+    except Exception as error:
+        logging.getLogger(__name__).info("no report", exc_info=True)
+        line = f"note: no report was written ({type(error).__name__}: {error}); try entk-app report {layout.root}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _configure_logging(verbose: bool) -> None:

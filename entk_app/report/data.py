@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -263,13 +263,15 @@ class ReportData:
         first = self.run.decisions[0].unix if self.run.decisions else self.run.now
         if not spans:
             return (np.asarray(unix, dtype=float) - first) / 3600.0
-        known, worked, total = [], [], 0.0
+        known: list[float] = []
+        worked: list[float] = []
+        total = 0.0
         for begin, end in spans:
             begin = max(begin, known[-1]) if known else min(begin, first)
             known += [begin, max(begin, end)]
             worked += [total, total + max(0.0, end - begin)]
             total = worked[-1]
-        return np.interp(unix, known, worked) / 3600.0
+        return np.asarray(np.interp(unix, known, worked)) / 3600.0
 
 
 def read_report_data(layout: RunLayout, now: float | None = None) -> ReportData:
@@ -312,7 +314,7 @@ def read_report_data(layout: RunLayout, now: float | None = None) -> ReportData:
         run=run,
         status=describe_run(run, layout),
         system=system,
-        info=notes.attempt("run.json", lambda: read_record(RunInfo, layout.run_info)),
+        info=notes.attempt("run.json", partial(read_record, RunInfo, layout.run_info)),
         limits=limits,
         frames=frames,
         lives=tuple(_describe_lives(run, limits)),
@@ -377,7 +379,7 @@ def _read_frames(
     unix, steps_ps, in_contact = [], [], None
     for number in sorted(run.simulations):
         for segment in run.simulations[number].segments:
-            read = notes.attempt("segments", lambda s=segment: _read_segment(layout, s))
+            read = notes.attempt("segments", partial(_read_segment, layout, segment))
             if read is None:
                 continue
             columns, counts = read
@@ -478,9 +480,9 @@ def _read_trainings(layout: RunLayout, run: RunState, notes: _Notes) -> Iterator
     for iteration, sizes in sorted(run.trained.items()):
         for latent_dim in sorted(sizes):
             paths = layout.model(iteration, latent_dim)
-            record = notes.attempt("models", lambda p=paths: read_record(ModelRecord, p.record))
+            record = notes.attempt("models", partial(read_record, ModelRecord, paths.record))
             if record is not None:
-                history = notes.attempt("loss curves", lambda p=paths: _read_history(p.history))
+                history = notes.attempt("loss curves", partial(_read_history, paths.history))
                 yield Training(record, history or {})
 
 
@@ -496,7 +498,7 @@ def _read_history(path: Path) -> dict[str, FloatArray]:
 
 def _read_analyses(layout: RunLayout, run: RunState, notes: _Notes) -> Iterator[AnalysisRecord]:
     for iteration in sorted(run.analysed):
-        record = notes.attempt("analyses", lambda i=iteration: read_record(AnalysisRecord, layout.analysis(i)))
+        record = notes.attempt("analyses", partial(read_record, AnalysisRecord, layout.analysis(iteration)))
         if record is not None:
             yield record
 
@@ -516,7 +518,7 @@ def _read_latent(
     others = [m.model for m in last.models if m.model != last.best_model]
     for model in (last.best_model, *others):
         path = layout.model(model.iteration, model.latent_dim).embeddings
-        found = notes.attempt("latent coordinates", lambda p=path: look_up_embeddings(p, keys))
+        found = notes.attempt("latent coordinates", partial(look_up_embeddings, path, keys))
         if not found:
             notes.add("latent coordinates", f"Left out: {path.relative_to(layout.root)} holds no coordinates.")
             continue
@@ -566,7 +568,7 @@ def _read_representatives(
         return
     for name, row in choose_representatives(frames.rmsd_angstrom, limits).items():
         ref = frames.ref(row)
-        positions = notes.attempt("structures", lambda r=ref: _read_superposed(layout, r, ca, native))
+        positions = notes.attempt("structures", partial(_read_superposed, layout, ref, ca, native))
         if positions is not None:
             yield Representative(name, row, ref, float(frames.rmsd_angstrom[row]), positions)
 
@@ -582,7 +584,8 @@ def choose_representatives(rmsd: FloatArray, limits: ClassLimits) -> dict[str, i
     chosen = {"lowest": int(np.argmin(rmsd))}
     for fold_class in FOLD_CLASSES:
         low, high = limits.find_range(fold_class)
-        members = np.flatnonzero((rmsd > (-np.inf if low is None else low)) & (rmsd <= (np.inf if high is None else high)))
+        above, up_to = -np.inf if low is None else low, np.inf if high is None else high
+        members = np.flatnonzero((rmsd > above) & (rmsd <= up_to))
         if len(members):
             chosen[fold_class] = int(members[np.argmin(np.abs(rmsd[members] - np.median(rmsd[members])))])
     return chosen

@@ -22,9 +22,9 @@ _DIGITS = 10
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by name, all of one length; a name ends in its unit."""
+    """Columns by name, arrays or sequences of one length; a name ends in its unit."""
 
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -68,7 +68,7 @@ class Figure:
     scale : str
         Colours of its colour axis: rmsd or contacts.
     place : str
-        Alone on a line of the page (wide), or beside others (panel).
+        wide: alone on a line of the page; else the name of the row that it shares with its neighbours.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Figure:
     height: int = 420
     dimensions: Sequence[Sequence[np.ndarray]] = ()
     scale: Literal["rmsd", "contacts"] = "rmsd"
-    place: Literal["wide", "panel"] = "wide"
+    place: str = "wide"
 
     @property
     def is_3d(self) -> bool:
@@ -95,6 +95,7 @@ class Missing:
     name: str
     title: str
     reason: str
+    place: str = "wide"
 
 
 def draw_files(figure: Figure, paths: Iterable[Path]) -> None:

@@ -5,7 +5,10 @@
   const root = document.documentElement;
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const axes = [0, 1, 2];
-  const config = { responsive: true, displaylogo: false, scrollZoom: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const configOf = (content) => ({
+    responsive: true, displaylogo: false, scrollZoom: false,
+    modeBarButtons: [["toImage", content.is3d ? "resetCameraDefault3d" : "resetScale2d"]],
+  });
 
   const currentTheme = () => root.dataset.theme || (prefersDark.matches ? "dark" : "light");
 
@@ -19,12 +22,22 @@
     }
   })();
 
+  // Colours that are dark on white are light on black.
+  function read(plot) {
+    let text = document.getElementById(`data-${plot.dataset.figure}`).textContent;
+    if (currentTheme() === "dark") {
+      for (const [light, dark] of Object.entries(themes.lighter)) text = text.replaceAll(light, dark);
+    }
+    return JSON.parse(text);
+  }
+
   function layoutOf(content, plot) {
     const theme = currentTheme();
     const layout = structuredClone(content.layout);
     layout.template = themes.templates[theme];
     layout.uirevision = "kept";
     layout.autosize = true;
+    if (!content.is3d) layout.margin = { l: 60, r: 20, t: 46, b: 46, ...layout.margin };
     if (layout.coloraxis) layout.coloraxis.colorscale = themes.scales[theme][content.scale];
     if (content.dimensions.length) {
       ["xaxis", "yaxis", "zaxis"].forEach((name, place) => {
@@ -49,7 +62,7 @@
 
   function draw(plot) {
     if (drawn.has(plot)) return drawn.get(plot).done;
-    const content = JSON.parse(document.getElementById(`data-${plot.dataset.figure}`).textContent);
+    const content = read(plot);
     if (content.is3d && !hasWebGl) {
       const picture = plot.parentElement.querySelector(".stand-in");
       const message = document.createElement("p");
@@ -60,14 +73,18 @@
       drawn.set(plot, { content: null, done: Promise.resolve() });
       return Promise.resolve();
     }
-    const done = Plotly.newPlot(plot, dataOf(content), layoutOf(content, plot), config);
+    // Legends take more lines where it is narrow.
+    if (!content.is3d && plot.clientWidth < 480) plot.style.height = `${Math.round(plot.clientHeight * 1.15)}px`;
+    const done = Plotly.newPlot(plot, dataOf(content), layoutOf(content, plot), configOf(content));
     drawn.set(plot, { content, done });
     return done;
   }
 
   function redraw(only) {
-    for (const [plot, { content }] of drawn) {
-      if (content && only(content)) Plotly.react(plot, dataOf(content), layoutOf(content, plot), config);
+    for (const [plot, { content: known }] of drawn) {
+      if (!known || !only(known)) continue;
+      const content = read(plot);
+      Plotly.react(plot, dataOf(content), layoutOf(content, plot), configOf(content));
     }
   }
 

@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_html
 from importlib import resources
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from entk_app import __version__
 from entk_app.report.data import ReportData
 from entk_app.report.figure import Figure, Missing
-from entk_app.report.style import colour_scale, themes
+from entk_app.report.style import ON_DARK, colour_scale, themes
 from entk_app.report.tables import Fact, TextTable, Told, describe_state, list_settings
 
 #: Decisions that the page lists, the newest; all are in decisions.csv.
@@ -67,7 +68,7 @@ def render_page(
         "</ul></nav>",
         _render_section("tables", "Tables", "".join(_render_table(table) for table in tables)),
         *(
-            _render_section(s.key, s.title, f'<div class="figures">{"".join(map(_render_figure, s.figures))}</div>')
+            _render_section(s.key, s.title, _render_rows(s.figures))
             for s in sections
         ),
         _render_section("decisions", "Decisions", _render_decisions(told)),
@@ -81,6 +82,7 @@ def render_page(
         "light": {"rmsd": colour_scale(0.0, 0.88), "contacts": [[0, "rgba(0,114,178,0)"], [1, "#0072B2"]]},
         "dark": {"rmsd": colour_scale(0.2, 1.0), "contacts": [[0, "rgba(86,180,233,0)"], [1, "#56B4E9"]]},
     }
+    looks = {"templates": themes(), "scales": scales, "lighter": ON_DARK}
     return "\n".join([
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -92,11 +94,16 @@ def render_page(
         "</head><body>",
         *body,
         *(f'<script type="application/json" id="data-{key}">{text}</script>' for key, text in payload.items()),
-        f'<script type="application/json" id="themes">{_to_json({"templates": themes(), "scales": scales})}</script>',
+        f'<script type="application/json" id="themes">{_to_json(looks)}</script>',
         f"<script>{get_plotlyjs()}</script>",
         f"<script>{_read('page.js')}</script>",
         "</body></html>",
     ])  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Text as HTML; a number stays with its unit."""
+    return escape_html(text).replace(" Å", "&nbsp;Å").replace(" %", "&nbsp;%")
 
 
 def _read(name: str) -> str:
@@ -161,6 +168,18 @@ def _render_links(name: str, kinds: Iterable[str]) -> str:
     return f'<span class="files">{links}</span>'
 
 
+def _render_rows(figures: Iterable[Shown | Missing]) -> str:
+    """Figures alone on a line, and rows of those that share one."""
+    rows = []
+    for place, members in groupby(figures, lambda f: f.figure.place if isinstance(f, Shown) else f.place):
+        cards = [_render_figure(member) for member in members]
+        if place == "wide":
+            rows += cards
+        else:
+            rows.append(f'<div class="row" style="--n:{len(cards)}">{"".join(cards)}</div>')
+    return "".join(rows)
+
+
 def _render_figure(shown: Shown | Missing) -> str:
     if isinstance(shown, Missing):
         return (
@@ -184,7 +203,7 @@ def _render_figure(shown: Shown | Missing) -> str:
             f'aria-label="{escape(figure.title)}"></div>'
         )
     return (
-        f'<figure class="card {figure.place}" id="{figure.name}"><div class="head"><h3>{escape(figure.title)}</h3>'
+        f'<figure class="card" id="{figure.name}"><div class="head"><h3>{escape(figure.title)}</h3>'
         f"{_render_links(figure.name, kinds)}</div>{choice}{plot}{picture}"
         f'<figcaption class="caption">{escape(figure.caption)}</figcaption></figure>'
     )
@@ -208,7 +227,8 @@ def _render_decisions(told: Sequence[Told]) -> str:
     kept = told[-_MAX_DECISIONS:]
     items = "".join(
         f'<li><span class="when">{_clock(one.hours)}</span><div><p><strong>Iteration {one.iteration}.</strong> '
-        f'{escape(one.headline)} <span class="soft">{escape(one.numbers)}</span></p>{_render_actions(one.actions)}</div></li>'
+        f'{escape(one.headline)} <span class="soft">{escape(one.numbers)}</span></p>'
+        f"{_render_actions(one.actions)}</div></li>"
         for one in reversed(kept)
     )
     said = f"The newest {len(kept)} of {len(told):,}, newest first." if len(kept) < len(told) else "Newest first."

@@ -19,6 +19,9 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 GREY, PALE = "#8A8F98", "rgba(138,143,152,0.35)"
 PALE_PRINT = "#C9CCD1"
 
+#: On a dark page these take the place of those of the palette that it would swallow.
+ON_DARK = {BLUE: "#3F9FDF", GREEN: "#1DBE91", VERMILLION: "#F07A2B"}
+
 #: What has folded is blue, as in the paper.
 CLASS_COLOURS = {"folded": BLUE, "partial": GREEN, "unfolded": GREY}
 CLASS_WORDS = {"folded": "folded", "partial": "partially folded", "unfolded": "unfolded"}
@@ -28,7 +31,7 @@ MILLIMETRE = 1.0 / 25.4
 SINGLE_MM, DOUBLE_MM = 85.0, 175.0
 DPI = 300
 
-_PRINT = {
+_PRINT: Any = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.0,

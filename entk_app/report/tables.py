@@ -111,7 +111,8 @@ def _fold(data: ReportData) -> Fact:
     n_folded = int((data.rmsd <= limits.folded).sum())
     if n_folded:
         share = 100.0 * n_folded / len(data.rmsd)
-        return Fact("folded", question, "Yes", f"{n_folded:,} frames ({share:.2g} %) are at {limits.folded:.3g} Å or less.")
+        said = f"{n_folded:,} frames ({share:.2g} %) are at {limits.folded:.3g} Å or less."
+        return Fact("folded", question, "Yes", said)
     partial = bool((data.rmsd <= limits.partial).any())
     reached = f"partially (≤ {limits.partial:.3g} Å)" if partial else "not partially either"
     still = " so far" if data.status.state in ("starting", "running") else ""
@@ -146,7 +147,8 @@ def _how_long(data: ReportData, measures: Measures) -> Fact:
     n_frames = sum(life.n_frames for life in data.lives)
     return Fact(
         "long", "How long?", format_seconds(data.status.elapsed_s),
-        f"{simulated} in {n_frames:,} frames of {measures.n_simulations} simulations, {measures.n_iterations} iterations.",
+        f"{simulated} in {n_frames:,} frames of {measures.n_simulations} simulations, "
+        f"{measures.n_iterations} iterations.",
     )  # fmt: skip
 
 
@@ -196,8 +198,8 @@ def build_table_1(data: ReportData, ours: Measures) -> TextTable:
     return TextTable(
         "table-1",
         "Simulations (the paper's table 1)",
-        ("system", "simulations", "total time (µs)", "shortest, longest (µs)", "iterations", "min. RMSD (Å)", "platform",
-         "friction (1/ps)"),
+        ("system", "simulations", "total time (µs)", "shortest, longest (µs)", "iterations", "min. RMSD (Å)",
+         "platform", "friction (1/ps)"),
         tuple(rows),
         (*notes, *_note_physics(data)),
     )  # fmt: skip
@@ -248,7 +250,9 @@ def describe_platform(data: ReportData) -> str:
     version = (info.packages.get("openmm") or "") if info else ""
     devices = "" if not pilots else f"{pilots[-1].cores} cores, {pilots[-1].gpus} GPUs"
     where = data.run.settings.resource.label
-    is_emulated = any((s.placement or {}).get("emulated") for s in segments[-1:])
+    # The reader of many records leaves placements as they stand in the file.
+    placements: list[Any] = [segment.placement for segment in segments[-1:]]
+    is_emulated = any(placement and placement["emulated"] for placement in placements)
     parts = [
         f"{where}{' (emulated devices)' if is_emulated else ''}{': ' + devices if devices else ''}",
         f"OpenMM {version} {'/'.join(platforms)}".replace("  ", " ").strip(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import logging
 import os
 import shutil
@@ -133,11 +134,9 @@ def _write_figure(figure: Figure, folder: Path) -> Shown:
 
 def shrink(png: bytes) -> bytes:
     """A picture for the screen of one for print."""
-    import io
-
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(png))
+    picture: Image.Image = Image.open(io.BytesIO(png))
     if picture.width > 1100:
         picture = picture.resize((1100, round(picture.height * 1100 / picture.width)))
     small = io.BytesIO()

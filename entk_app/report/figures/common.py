@@ -69,12 +69,8 @@ def shape_limits(data: ReportData, horizontal: bool = True) -> list[dict[str, An
         if not horizontal:
             ends = {"y0": 0, "y1": 1, "yref": "paper", "x0": limit, "x1": limit}
         shapes.append({
-            "type": "line", **ends, "layer": "above", "line": {"color": colour, "width": 1.2, "dash": "dash"},
-            "label": {
-                "text": f"{CLASS_WORDS[name]} ≤ {limit:.3g} Å", "textposition": "end" if not horizontal else "start",
-                "font": {"size": 11}, **({"textangle": 0, "yanchor": "top", "xanchor": "left"} if not horizontal
-                else {"yanchor": "bottom"}),
-            },
+            "type": "line", **ends, "layer": "above", "line": {"color": colour, "width": 1.3, "dash": "dash"},
+            "showlegend": True, "name": f"{CLASS_WORDS[name]}: ≤ {limit:.3g} Å",
         })  # fmt: skip
     return shapes
 
@@ -84,7 +80,7 @@ def describe_limits(data: ReportData) -> str:
     limits = data.limits
     return (
         f"Folded: RMSD up to {limits.folded:.3g} Å; partially folded: up to {limits.partial:.3g} Å; unfolded: beyond "
-        f"(limits by {limits.source})."
+        f"(limits: {limits.source})."
     )
 
 

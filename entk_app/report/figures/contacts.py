@@ -30,7 +30,7 @@ def build_contact_maps(data: ReportData) -> Iterator[Figure | Missing]:
     ):
         found = None if contacts is None else getattr(contacts, name)
         if contacts is None or found is None:
-            yield Missing(f"contacts-{name}", title, NO_FRAMES if contacts is None else reason)
+            yield Missing(f"contacts-{name}", title, NO_FRAMES if contacts is None else reason, "contacts")
         else:
             yield _build_map(f"contacts-{name}", title, what, np.asarray(found, dtype=float), contacts.cutoff_angstrom)
 
@@ -53,13 +53,15 @@ def _build_map(name: str, title: str, what: str, values: NDArray[np.float64], cu
             "xaxis": {"title": {"text": "residue"}, "constrain": "domain", "showgrid": False},
             "yaxis": {"title": {"text": "residue"}, "scaleanchor": "x", "autorange": "reversed", "constrain": "domain",
                       "showgrid": False},
-            "coloraxis": {"cmin": 0, "cmax": 1, "colorbar": {"title": {"text": "share of frames" if "mean" in name else
-                          "contact", "side": "right"}, "len": 0.9}},
-            "margin": {"t": 10, "r": 8, "l": 50, "b": 46},
+            "coloraxis": {
+                "cmin": 0, "cmax": 1, "showscale": name == "contacts-mean",
+                "colorbar": {"title": {"text": "share of frames", "side": "right"}, "len": 0.9},
+            },
+            "margin": {"t": 30, "r": 8, "l": 50, "b": 46},
         },
         height=340,
         scale="contacts",
-        place="panel",
+        place="contacts",
     )  # fmt: skip
 
 
@@ -70,7 +72,8 @@ def _draw(values: NDArray[np.float64]) -> Drawing:
     ax = figure.subplots()
     n = len(values)
     colours = LinearSegmentedColormap.from_list("contacts", ["#FFFFFF", style.BLUE])
-    image = ax.imshow(values, cmap=colours, vmin=0, vmax=1, extent=(0.5, n + 0.5, n + 0.5, 0.5), interpolation="nearest")
+    edges = (0.5, n + 0.5, n + 0.5, 0.5)
+    image = ax.imshow(values, cmap=colours, vmin=0, vmax=1, extent=edges, interpolation="nearest")
     ax.grid(visible=False)
     ax.set(xlabel="residue", ylabel="residue")
     figure.colorbar(image, ax=ax, label="share of frames in contact", shrink=0.85)

@@ -13,6 +13,7 @@ from entk_app.gantt import COLOURS, draw_figure
 from entk_app.report import style
 from entk_app.report.data import ReportData
 from entk_app.report.figure import Figure, Missing, Table
+from entk_app.report.figures.common import LEGEND_ABOVE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -75,13 +76,10 @@ def build_hours(data: ReportData) -> Iterator[Figure | Missing]:
         traces=traces,
         layout={
             "barmode": "stack", "xaxis": {"title": {"text": "share of the pilots' time (%)"}, "range": [0, 100]},
-            "yaxis": {"automargin": True, "showgrid": False}, "legend": LEGEND_BELOW, "margin": {"t": 10, "r": 16},
+            "yaxis": {"automargin": True, "showgrid": False}, "legend": LEGEND_ABOVE | {"traceorder": "normal"},
         },
-        height=170 + 60 * len(devices),
+        height=180 + 50 * len(devices),
     )  # fmt: skip
-
-
-LEGEND_BELOW: dict[str, Any] = {"orientation": "h", "x": 0, "y": -0.35, "yanchor": "top", "traceorder": "normal"}
 
 
 def _list_parts(hours: Parts) -> dict[str, float]:
@@ -108,6 +106,6 @@ def build_timeline(data: ReportData) -> Iterator[Figure | Missing]:
         title=title,
         caption="Which task held which device, over the share of devices in use; as entk-app accounting draws it.",
         table=Table(columns),
-        draw=lambda: draw_figure(usage, data.layout.root.resolve().name),
+        draw=lambda: draw_figure(usage, ""),
         place="wide",
     )

@@ -77,14 +77,15 @@ def build_progress(data: ReportData) -> Iterator[Figure | Missing]:
         }),
         draw=draw,
         traces=[{
-            "type": "scatter", "mode": "lines+markers", "x": x, "y": y, "line": {"shape": "hv", "color":
-            style.VERMILLION, "width": 2}, "marker": {"size": 6}, "customdata": identify(frames, np.append(rows, rows[-1])),
-            "hovertemplate": f"%{{y:.2f}} Å after %{{x:.4g}} {unit}<br>{FRAME_HOVER}<extra></extra>", "showlegend": False,
+            "type": "scatter", "mode": "lines+markers", "x": x, "y": y, "showlegend": False,
+            "line": {"shape": "hv", "color": style.VERMILLION, "width": 2}, "marker": {"size": 6},
+            "customdata": identify(frames, np.append(rows, rows[-1])),
+            "hovertemplate": f"%{{y:.2f}} Å after %{{x:.4g}} {unit}<br>{FRAME_HOVER}<extra></extra>",
         }],
         layout={
             "xaxis": {"title": {"text": f"simulated in all ({unit})"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": "lowest RMSD so far (Å)"}, "rangemode": "tozero"},
-            "shapes": shape_limits(data), "margin": {"t": 16, "r": 16},
+            "shapes": shape_limits(data), "legend": LEGEND_ABOVE, "showlegend": True,
         },
         height=340,
     )  # fmt: skip
@@ -113,7 +114,7 @@ def build_rmsd(data: ReportData) -> Iterator[Figure | Missing]:
     known = next((row for row in paper.ROWS if row.system == data.system.name and row.productive_angstrom), None)
     colours = (
         f"Productive simulations, those that reached the partially folded ({data.limits.partial:.3g} Å) or the folded "
-        f"state ({data.limits.folded:.3g} Å, limits by {data.limits.source}), are in colour, the rest is grey. "
+        f"state ({data.limits.folded:.3g} Å; limits: {data.limits.source}), are in colour, the rest is grey. "
         + ("" if known is None else f"The paper calls those productive that reached {known.productive_angstrom} Å. ")
         + said
     )
@@ -177,31 +178,32 @@ def _build_series(
                 },
                 "hovertemplate": f"{FRAME_HOVER}<br>%{{y:.2f}} Å at %{{x:.4g}} {unit}<extra></extra>",
             })  # fmt: skip
-    rows = np.concatenate(list(rows_of.values()))
-    numbers = np.repeat(list(rows_of), [len(r) for r in rows_of.values()])
+    shown = np.concatenate(list(rows_of.values()))
+    simulation_of = np.repeat(list(rows_of), [len(rows) for rows in rows_of.values()])
     class_of = {number: fold_class for fold_class, members in classes.items() for number in members}
     return Figure(
         name=name,
         title=title,
         caption=caption,
         table=Table({
-            "simulation": frames.simulation[rows], "segment": frames.segment[rows], "frame": frames.frame[rows],
-            "time_ps": frames.time_ps[rows],
-            "drawn_at_ps": frames.time_ps[rows] + np.array([shift[int(n)] for n in numbers]),
-            "rmsd_angstrom": rmsd[rows], "simulation_reached": [class_of[int(n)] for n in numbers],
+            "simulation": frames.simulation[shown], "segment": frames.segment[shown], "frame": frames.frame[shown],
+            "time_ps": frames.time_ps[shown],
+            "drawn_at_ps": frames.time_ps[shown] + np.array([shift[int(n)] for n in simulation_of]),
+            "rmsd_angstrom": rmsd[shown], "simulation_reached": [class_of[int(n)] for n in simulation_of],
         }),
         draw=draw,
         traces=traces,
         layout={
             "xaxis": {"title": {"text": f"{label} ({unit})"}}, "hovermode": "closest",
             "yaxis": {"title": {"text": "RMSD to native (Å)"}, "rangemode": "tozero"}, "legend": LEGEND_ABOVE,
-            "shapes": shape_limits(data), "margin": {"t": 44, "r": 16},
+            "shapes": shape_limits(data), "showlegend": True,
         },
     )  # fmt: skip
 
 
 def _name_class(fold_class: str, classes: Mapping[str, list[int]]) -> str:
-    return f"{style.CLASS_WORDS[fold_class]}: {len(classes[fold_class])}"
+    n, verb = len(classes[fold_class]), "stayed" if fold_class == "unfolded" else "reached"
+    return f"{n} simulation{'s' if n != 1 else ''} {verb} {style.CLASS_WORDS[fold_class]}"
 
 
 def build_histogram(data: ReportData) -> Iterator[Figure | Missing]:
@@ -267,7 +269,7 @@ def build_histogram(data: ReportData) -> Iterator[Figure | Missing]:
         layout={
             "xaxis": {"title": {"text": "RMSD to native (Å)"}}, "bargap": 0.0, "legend": LEGEND_ABOVE,
             "yaxis": {"title": {"text": f"share of frames (% a {width:g} Å)"}},
-            "shapes": shape_limits(data, horizontal=False), "margin": {"t": 44, "r": 16},
+            "shapes": shape_limits(data, horizontal=False),
         },
         height=360,
     )  # fmt: skip

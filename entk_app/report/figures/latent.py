@@ -22,11 +22,17 @@ MAX_POINTS = 16_000
 #: Share of the frames that are new: the paper's last 10 %.
 NEWEST = 0.1
 
+#: A few frames, such as the extended start, would take most of the colours.
+_COLOURED_PERCENT = 98.0
+
 _TITLES = {
     "latent": "Latent space",
     "latent-newest-over-older": "Newest tenth of the data over the older",
     "latent-newest": "Newest tenth of the data",
 }
+#: Label, places among what is encoded, marker; one without a colour is coloured by its RMSD.
+_Group = tuple[str, NDArray[np.intp], dict[str, Any]]
+
 _HOW = (
     "all outliers of the last analysis, the lowest RMSD and the extremes of every dimension; of the rest a random, "
     "seeded choice that thins dense regions (the root of their density)"
@@ -71,12 +77,16 @@ class _Drawn:
 
     def build_all(self) -> Figure:
         lowest = "lowest RMSD" if self.data.rmsd is not None else "smallest radius of gyration"
-        groups = [
+        edge = {"width": 2, "color": style.VERMILLION}
+        groups: list[_Group] = [
             ("frames", self.shown, {"size": 2.6, "opacity": 0.85}),
-            (f"outliers: {len(self.outliers):,}", self.outliers, {
-                "size": 5, "symbol": "circle-open", "color": style.VERMILLION, "line": {"width": 1.5}}),
+            (
+                f"outliers: {len(self.outliers):,}",
+                self.outliers,
+                {"size": 6, "symbol": "circle-open", "color": style.VERMILLION, "line": edge},
+            ),
             (lowest, self.lowest, {"size": 8, "symbol": "diamond", "color": style.VERMILLION}),
-        ]  # fmt: skip
+        ]
         return self._build(
             "latent",
             [group for group in groups if len(group[1])],
@@ -86,27 +96,26 @@ class _Drawn:
 
     def build_newest(self, over_older: bool) -> Figure:
         older = self.shown[~self.is_newest[self.shown]]
-        groups = [("older", older, {"size": 2, "color": style.GREY, "opacity": 0.18})] if over_older else []
+        pale = {"size": 2, "color": style.GREY, "opacity": 0.18}
+        groups: list[_Group] = [("older", older, pale)] if over_older else []
         groups.append(("newest", self.newest, {"size": 3, "opacity": 0.95}))
         n_newest = int(self.is_newest.sum())
         said = count_parts(len(self.newest), n_newest, "newest frames", _HOW)
         if over_older:
             n_older = len(self.space.rows) - n_newest
-            said += " " + count_parts(len(older), n_older, "older frames", "thinned likewise") + " In pale grey."
+            said += " In pale grey: " + count_parts(len(older), n_older, "older frames", "thinned likewise").lower()
         return self._build(
             "latent-newest-over-older" if over_older else "latent-newest",
             groups,
             f"The newest {100 * n_newest / len(self.space.rows):.0f} % of the frames by the clock. {said}",
         )
 
-    def _build(
-        self, name: str, groups: list[tuple[str, NDArray[np.intp], dict[str, Any]]], said: str
-    ) -> Figure:
+    def _build(self, name: str, groups: list[_Group], said: str) -> Figure:
         space, frames = self.space, self.data.frames
         n_dimensions = space.coordinates.shape[1]
         shown_axes = list(range(min(3, n_dimensions)))
         colour_of = self.values[space.rows]
-        low, high = float(colour_of.min()), float(colour_of.max())
+        low, high = float(colour_of.min()), float(np.percentile(colour_of, _COLOURED_PERCENT))
 
         def draw() -> Drawing:
             figure = style.new_figure(style.SINGLE_MM, 75)
@@ -117,11 +126,12 @@ class _Drawn:
                 if len(shown_axes) == 1:
                     points = np.stack([points[0], colour_of[places]])
                 if "color" in marker:
-                    is_open = marker.get("symbol") == "circle-open"
+                    symbol, colour = marker.get("symbol", "circle"), marker["color"]
+                    size, shape = {"circle-open": (9.0, "o"), "diamond": (16.0, "D")}.get(symbol, (1.5, "o"))
                     ax.scatter(
-                        *points, s=9 if is_open else 16 if marker["size"] > 6 else 1.5, label=label, rasterized=True,
-                        facecolors="none" if is_open else marker["color"], edgecolors=marker["color"] if is_open else
-                        "none", linewidths=0.5, alpha=marker.get("opacity", 1.0), marker="D" if marker["size"] > 6 else "o",
+                        *points, s=size, marker=shape, label=label, rasterized=True, linewidths=0.5,
+                        facecolors="none" if symbol == "circle-open" else colour,
+                        edgecolors=colour if symbol == "circle-open" else "none", alpha=marker.get("opacity", 1.0),
                     )  # fmt: skip
                 else:
                     drawn = ax.scatter(
@@ -148,7 +158,7 @@ class _Drawn:
             traces.append({
                 "type": "scatter3d", "mode": "markers", "name": label, "marker": marker | coloured,
                 "customdata": np.column_stack([identify(frames, space.rows[places]), colour_of[places]]).astype("f4"),
-                "hovertemplate": f"{FRAME_HOVER}<br>{self.what.replace(' (Å)', '')} %{{customdata[3]:.2f}} Å<extra></extra>",
+                "hovertemplate": f"{FRAME_HOVER}<br>{self.what}: %{{customdata[3]:.2f}}<extra></extra>",
                 "showlegend": "color" in marker,
             })  # fmt: skip
             dimensions.append(axes)
@@ -167,18 +177,20 @@ class _Drawn:
             name=name,
             title=_TITLES[name],
             caption=f"Model of iteration {space.model.iteration}, latent size {space.model.latent_dim}; colour: "
-            f"{self.what}. {said}"
+            f"{self.what}, up to the value that {_COLOURED_PERCENT:g} % of the frames are below. {said}"
             + (f" {n_left:,} newer frames are not encoded by it yet and are left out." if n_left else ""),
             table=Table(columns),
             draw=draw,
             traces=traces,
             layout={
-                "scene": {"aspectmode": "cube"},
-                "coloraxis": {"cmin": low, "cmax": high, "colorbar": {"title": {"text": self.what, "side": "right"}, "len": 0.8}},
+                "scene": {"aspectmode": "cube", "camera": {"eye": {"x": 1.55, "y": 1.55, "z": 0.95}}},
+                "coloraxis": {
+                    "cmin": low, "cmax": high, "colorbar": {"title": {"text": self.what, "side": "right"}, "len": 0.8}
+                },
                 "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemsizing": "constant"},
                 "margin": {"l": 0, "r": 0, "t": 30, "b": 0},
             },
             height=520 if name == "latent" else 420,
             dimensions=dimensions,
-            place="wide" if name == "latent" else "panel",
+            place="wide" if name == "latent" else "newest",
         )  # fmt: skip

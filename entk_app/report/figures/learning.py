@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +40,8 @@ def build_losses(data: ReportData) -> Iterator[Figure | Missing]:
         figure = style.new_figure(style.SINGLE_MM, 65)
         ax = figure.subplots()
         for t in older:
-            ax.plot(_epochs(t), t.history["held_out_loss"], color=colour_of[t.record.latent_dim], alpha=0.25, linewidth=0.5)
+            colour = colour_of[t.record.latent_dim]
+            ax.plot(_epochs(t), t.history["held_out_loss"], color=colour, alpha=0.25, linewidth=0.5)
         for t in present:
             colour, dim = colour_of[t.record.latent_dim], t.record.latent_dim
             ax.plot(_epochs(t), t.history["train_loss"], color=colour, linestyle=(0, (3, 1.5)), linewidth=0.6)
@@ -54,18 +55,20 @@ def build_losses(data: ReportData) -> Iterator[Figure | Missing]:
         {
             "type": "scatter", "mode": "lines", "x": _epochs(t), "y": t.history["held_out_loss"], "showlegend": False,
             "line": {"color": colour_of[t.record.latent_dim], "width": 1}, "opacity": 0.25,
-            "hovertemplate": f"iteration {t.record.iteration}, latent size {t.record.latent_dim}: %{{y:.5g}}<extra></extra>",
+            "hovertemplate": f"iteration {t.record.iteration}, latent size {t.record.latent_dim}: "
+            "%{y:.5g}<extra></extra>",
         }
         for t in older
     ]  # fmt: skip
     for t in present:
         dim = t.record.latent_dim
         for column, dash in (("train_loss", "dash"), ("held_out_loss", "solid")):
+            width, said = 3.0 if dim == chosen and dash == "solid" else 1.6, column.replace("_", " ")
             traces.append({
                 "type": "scatter", "mode": "lines", "x": _epochs(t), "y": t.history[column], "legendgroup": str(dim),
                 "name": f"{dim}{' (chosen)' if dim == chosen else ''}", "showlegend": dash == "solid",
-                "line": {"color": colour_of[dim], "dash": dash, "width": 3 if dim == chosen and dash == "solid" else 1.6},
-                "hovertemplate": f"latent size {dim}, {column.replace('_', ' ')}, epoch %{{x}}: %{{y:.5g}}<extra></extra>",
+                "line": {"color": colour_of[dim], "dash": dash, "width": width},
+                "hovertemplate": f"latent size {dim}, {said}, epoch %{{x}}: %{{y:.5g}}<extra></extra>",
             })  # fmt: skip
     columns: dict[str, list[Any]] = {name: [] for name in (
         "iteration", "latent_dim", "epoch", "train_loss", "held_out_loss", "held_out_reconstruction"
@@ -87,11 +90,12 @@ def build_losses(data: ReportData) -> Iterator[Figure | Missing]:
         draw=draw,
         traces=traces,
         layout={
-            "xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": "loss a frame"}, "type": "log"},
-            "legend": LEGEND_ABOVE | {"title": {"text": "latent size "}}, "margin": {"t": 44, "r": 16},
+            "xaxis": {"title": {"text": "epoch"}},
+            "yaxis": {"title": {"text": "loss a frame"}, "type": "log", **_log_ticks(traces)},
+            "legend": LEGEND_ABOVE | {"title": {"text": "latent size "}},
         },
         height=380,
-        place="panel",
+        place="learning",
     )  # fmt: skip
 
 
@@ -114,6 +118,8 @@ def build_choice(data: ReportData) -> Iterator[Figure | Missing]:
     rings = [(iteration, of[model]) for iteration, model in models.items() if model in of]
 
     def draw() -> Drawing:
+        from matplotlib.ticker import MaxNLocator
+
         figure = style.new_figure(style.SINGLE_MM, 65)
         ax = figure.subplots()
         for dim, (x, y) in lines.items():
@@ -122,7 +128,7 @@ def build_choice(data: ReportData) -> Iterator[Figure | Missing]:
             ax.plot(*zip(*rings, strict=True), "o", markersize=6, markerfacecolor="none", color="#222222",
                     markeredgewidth=0.8, label="chosen")  # fmt: skip
         ax.set(xlabel="iteration", ylabel="held-out reconstruction loss a frame")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=5, title="latent size")
         return figure
 
@@ -137,8 +143,8 @@ def build_choice(data: ReportData) -> Iterator[Figure | Missing]:
     if rings:
         traces.append({
             "type": "scatter", "mode": "markers", "x": [x for x, _ in rings], "y": [y for _, y in rings],
-            "name": "chosen", "marker": {"symbol": "circle-open", "size": 14, "line": {"width": 2}, "color": style.GREY},
-            "hoverinfo": "skip",
+            "marker": {"symbol": "circle-open", "size": 14, "line": {"width": 2}, "color": style.GREY},
+            "name": "chosen", "hoverinfo": "skip",
         })  # fmt: skip
     records = [t.record for t in data.trainings]
     yield Figure(
@@ -158,10 +164,10 @@ def build_choice(data: ReportData) -> Iterator[Figure | Missing]:
         layout={
             "xaxis": {"title": {"text": "iteration"}, "tickformat": "d", **_whole_ticks(r.iteration for r in records)},
             "yaxis": {"title": {"text": "held-out reconstruction loss"}},
-            "legend": LEGEND_ABOVE | {"title": {"text": "latent size "}}, "margin": {"t": 44, "r": 16},
+            "legend": LEGEND_ABOVE | {"title": {"text": "latent size "}},
         },
         height=380,
-        place="panel",
+        place="learning",
     )  # fmt: skip
 
 
@@ -181,6 +187,8 @@ def build_outliers(data: ReportData) -> Iterator[Figure | Missing]:
     panels = (("outliers", 2), ("eps", 3), ("noise (%)", 4))
 
     def draw() -> Drawing:
+        from matplotlib.ticker import MaxNLocator
+
         figure = style.new_figure(style.DOUBLE_MM, 60)
         axes = figure.subplots(1, 3)
         for ax, (label, place) in zip(axes, panels, strict=True):
@@ -190,14 +198,15 @@ def build_outliers(data: ReportData) -> Iterator[Figure | Missing]:
                     ax.plot(*zip(*own, strict=True), "o-", color=colour, markersize=2.2,
                             label=str(dim) if place == 2 else None)  # fmt: skip
             ax.set(xlabel="iteration", ylabel=label, ylim=(0, None))
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].plot(*zip(*union, strict=True), "s--", color="#444444", markersize=2.2, label="all models")
         figure.legend(loc="outside upper left", ncols=6, title="latent size")
         return figure
 
     traces: list[dict[str, Any]] = [{
         "type": "scatter", "mode": "lines+markers", "name": "all models", "x": [x for x, _ in union],
-        "y": [y for _, y in union], "line": {"color": style.GREY, "dash": "dot"}, "marker": {"symbol": "square", "size": 6},
+        "y": [y for _, y in union], "line": {"color": style.GREY, "dash": "dot"},
+        "marker": {"symbol": "square", "size": 6},
         "hovertemplate": "all models, iteration %{x}: %{y} outliers<extra></extra>",
     }]  # fmt: skip
     for number, (label, place) in enumerate(panels, 1):
@@ -222,11 +231,13 @@ def build_outliers(data: ReportData) -> Iterator[Figure | Missing]:
         draw=draw,
         traces=traces,
         layout={
-            "xaxis": {"title": {"text": "iteration"}, "anchor": "y3", "tickformat": "d", **_whole_ticks(x for x, _ in union)},
+            "xaxis": {
+                "title": {"text": "iteration"}, "anchor": "y3", "tickformat": "d", **_whole_ticks(x for x, _ in union)
+            },
             "yaxis": {"title": {"text": "outliers"}, "domain": [0.70, 1.0], "rangemode": "tozero"},
             "yaxis2": {"title": {"text": "eps"}, "domain": [0.36, 0.64], "rangemode": "tozero"},
             "yaxis3": {"title": {"text": "noise (%)"}, "domain": [0.0, 0.30], "rangemode": "tozero"},
-            "legend": LEGEND_ABOVE | {"title": {"text": "latent size "}}, "margin": {"t": 44, "r": 16},
+            "legend": LEGEND_ABOVE | {"title": {"text": "latent size "}},
         },
         height=560,
     )  # fmt: skip
@@ -249,5 +260,17 @@ def _colour_sizes(data: ReportData) -> dict[int, str]:
     return {dim: style.CYCLE[place % len(style.CYCLE)] for place, dim in enumerate(sorted(sizes))}
 
 
-def _whole_ticks(iterations: Any) -> dict[str, int]:
+def _log_ticks(traces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Round numbers, each written out: plotly leaves out their powers of ten."""
+    values = np.concatenate([trace["y"] for trace in traces])
+    values = values[values > 0]
+    if not len(values):
+        return {}
+    low, high = np.log10(values.min()), np.log10(values.max())
+    steps = (1, 2, 5) if high - low > 1.2 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [step * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _whole_ticks(iterations: Iterable[int]) -> dict[str, int]:
     return {"dtick": 1} if max(iterations, default=0) <= 12 else {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ENDS = {
     "purge": ("x", "x", style.VERMILLION, "purged"),
     "end": ("square", "s", style.GREY, "ended"),
-    None: ("triangle-right", ">", style.GREEN, "went on"),
+    None: ("triangle-right", ">", style.GREEN, "not ended"),
 }
 
 
@@ -48,10 +48,12 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
         fold_class: [life for life in lives if life.fold_class == fold_class] for fold_class in (*FOLD_CLASSES, None)
     }
     best = None if data.best_row is None else (at(frames.unix[data.best_row]), int(frames.simulation[data.best_row]))
-    names = {**style.CLASS_WORDS, None: "simulations"}
-    colours = {**style.CLASS_COLOURS, None: style.BLUE}
+    names: dict[str | None, str] = dict(style.CLASS_WORDS) | {None: "simulations"}  # type: ignore[dict-item]
+    colours: dict[str | None, str] = dict(style.CLASS_COLOURS) | {None: style.BLUE}  # type: ignore[dict-item]
 
     def draw() -> Drawing:
+        from matplotlib.ticker import MaxNLocator
+
         figure = style.new_figure(style.DOUBLE_MM, float(np.clip(30 + 3.2 * len(lives), 55, 220)))
         ax = figure.subplots()
         for x0, parent, x1, child in joins:
@@ -70,7 +72,7 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
             ax.plot(*best, "*", color=style.VERMILLION, markersize=7, label="lowest RMSD", zorder=4)
         ax.set(xlabel=f"time since the campaign began ({unit})", ylabel="simulation")
         ax.invert_yaxis()
-        ax.yaxis.get_major_locator().set_params(integer=True)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=4)
         return figure
 
@@ -88,7 +90,7 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
             "text": texts[:-1], "hovertemplate": "%{text}<extra></extra>",
         }  # fmt: skip
 
-    traces = []
+    traces: list[dict[str, Any]] = []
     if joins:
         traces.append({
             "type": "scatter", "mode": "lines", "name": "from outlier", "line": {"color": style.GREY, "width": 1},
@@ -137,7 +139,7 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
             "xaxis": {"title": {"text": f"time since the campaign began ({unit})"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": "simulation"}, "autorange": "reversed", "tickformat": "d",
                       **({"dtick": 1} if len(lives) <= 15 else {})},
-            "legend": LEGEND_ABOVE, "hovermode": "closest", "margin": {"t": 60, "r": 16},
+            "legend": LEGEND_ABOVE, "hovermode": "closest",
         },
         height=int(np.clip(200 + 18 * len(lives), 340, 900)),
     )  # fmt: skip

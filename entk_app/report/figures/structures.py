@@ -33,7 +33,7 @@ def build_structures(data: ReportData) -> Iterator[Figure | Missing]:
             yield _build_structure(data, item, data.native_ca)
         else:
             reason = "Its trajectory cannot be read." if name == "lowest" or _has(data, name) else "No frame is."
-            yield Missing(f"structure-{name}", _title(name), reason)
+            yield Missing(f"structure-{name}", _title(name), reason, "structures")
 
 
 def _title(name: str) -> str:
@@ -82,7 +82,7 @@ def _build_structure(data: ReportData, item: Representative, native: NDArray[np.
             "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         },
         height=320,
-        place="panel",
+        place="structures",
     )  # fmt: skip
 
 
