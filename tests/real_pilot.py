@@ -85,7 +85,8 @@ def run_to_end(
             if watch is not None:
                 watch(process.pid)
             time.sleep(0.25)
-        return Finished(process.returncode, process.stdout.read(), find_processes(cwd))
+        # What has been killed takes a moment to go.
+        return Finished(process.returncode, process.stdout.read(), count_left(cwd, 20.0))
     finally:
         end_everything(process, cwd)
         process.stdout.close()

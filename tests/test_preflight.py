@@ -253,7 +253,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys, measured, disk)
     disk(20_000_000)
     assert cli.main(["check"]) == 0
     assert "note: the disk of" in capsys.readouterr().out
-    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda campaign, resource: None)
+    monkeypatch.setattr(entk_app.pilot, "run_on_pilot", lambda *args: None)
     cli.main(["run"])
     assert "note: 40 iterations need up to" in capsys.readouterr().out
 

@@ -205,7 +205,9 @@ def test_a_campaign_whose_launcher_was_killed_goes_on(killed_and_resumed):
     # What was finished before is as it was.
     assert len(finished) >= 17
     assert {path: path.read_text() for path in finished} == finished
-    assert check_run(folder / "run", every=5)["segments"] == 16 + 12 + 12
+    # What the watchdog let simulations keep was completed: each iteration has all of its frames.
+    assert check_run(folder / "run", every=5)["segments"] >= 16 + 12 + 12
+    assert summary["n_frames"] == 20 * (16 + 12 + 12)
 
 
 def test_the_initial_phase_takes_16_devices_then_12_simulate_and_4_learn(killed_and_resumed):
@@ -215,7 +217,7 @@ def test_the_initial_phase_takes_16_devices_then_12_simulate_and_4_learn(killed_
     # One pilot ran all of iteration 3; of iteration 2 some was run before the kill and the rest after it.
     assert (len(devices[3][0]), len(devices[3][1])) == (12, 4)
     assert sorted(devices[3][0] + devices[3][1]) == every
-    assert (len(devices[2][0]), len(devices[2][1])) == (12, 4)
+    assert len(devices[2][0]) >= 12 and len(devices[2][1]) == 4
 
 
 def test_both_pilots_of_a_resumed_campaign_are_kept(killed_and_resumed):

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from entk_app.campaign import TaskSpec
 from entk_app.layout import RunLayout
 from entk_app.lock import CampaignLock, read_lock
 from entk_app.processes import ProcessId, wait_until
+from entk_app.workflow import build_command
 
 LAUNCHER = """
 import sys, time
@@ -30,7 +33,7 @@ sys.stdin.readline()
 watchdog.dismiss()
 """
 
-#: A task: it ends when it is asked to, and says by what.
+#: In place of ``entk_app.tasks``: it ends when it is asked to, and says so in its order's file.
 TASK = """
 import signal, sys, time
 from pathlib import Path
@@ -62,11 +65,21 @@ def launcher(layout):
         lock.watchdog.kill()
 
 
-def start(layout, *arguments, base=None):
+def start(layout, *arguments, base=None, cwd=None):
     environment = {**os.environ, "RADICAL_BASE": str(base or layout.radical)}
-    process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, cwd=cwd)
     assert process.stdout.readline() == b"up\n"
     return process
+
+
+def start_task(layout, order):
+    """Something with the command line of a simulate task."""
+    package = layout.root.with_name("stand-in") / "entk_app"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "tasks.py").write_text(TASK)
+    spec = TaskSpec(kind="simulate", name="simulate.0001.0000.0000", order=order, cores=1, gpus=0)
+    return start(layout, *build_command(spec, layout.root, order, Path(sys.executable))[1:], cwd=package.parent)
 
 
 def sleeper(layout, **options):
@@ -78,7 +91,7 @@ def test_what_a_killed_launcher_leaves_is_ended_in_order_and_then_by_force(layou
     sandbox.mkdir(parents=True)
     stranger = sleeper(layout, base=tmp_path)
     saved = layout.root / "saved"
-    task = start(layout, "-c", TASK, "entk_app.tasks", "simulate", str(saved))
+    task = start_task(layout, saved)
     stubborn = start(
         layout, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
     )
@@ -112,7 +125,7 @@ def test_what_a_launcher_said_last_is_heard_after_its_death(layout):
             update={"pid": dead.pid, "start": 1, "watchdog_pid": found.pid, "watchdog_start": found.start}
         ).model_dump_json()
     )
-    task = start(layout, "-c", TASK, "entk_app.tasks", "simulate", str(layout.root / "saved"))
+    task = start_task(layout, layout.root / "saved")
     watchdog.stdin.write(os.fsencode(layout.radical) + b"\n")
     watchdog.stdin.close()
     # Which is to be waited for: a zombie does not live, but it is not over either.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from entk_app.errors import DataError
 from entk_app.frames import Frames
+from entk_app.layout import RunLayout
 from entk_app.outliers import OutlierSet
 from entk_app.records import ModelRecord, ModelRef
 from entk_app.tasks.analyse import choose_best, choose_models, encode_frames, join_outliers
@@ -59,11 +62,13 @@ def test_without_a_native_structure_the_most_isolated_comes_first():
     assert [o.frame.key for o in joined] == [(5, 0, 1), (0, 1, 0)]
 
 
-def test_a_model_is_asked_only_for_segments_that_it_has_not_encoded(tiny_campaign, monkeypatch):
+def test_a_model_is_asked_only_for_segments_that_it_has_not_encoded(tiny_campaign, tmp_path, monkeypatch):
     from entk_app import cvae
     from entk_app.frames import read_frames
 
-    layout = tiny_campaign.layout
+    # A copy: what is encoded is kept, and other tests look at the campaign too.
+    layout = RunLayout(tmp_path / "run")
+    shutil.copytree(tiny_campaign.layout.root, layout.root)
     keys = tiny_campaign.results.list_segments()
     everything = read_frames(layout, keys)
     asked = []
