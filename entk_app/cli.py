@@ -697,9 +697,10 @@ def _write_last_report(console: Any, layout: Any) -> None:
         from entk_app.report import write_report
 
         line = f"report: {write_report(layout).page}"
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         logging.getLogger(__name__).info("no report", exc_info=True)
-        line = f"note: no report was written ({type(error).__name__}: {error}); try entk-app report {layout.root}"
+        said = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        line = f"note: no report was written ({said}); entk-app report {layout.root} writes it"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

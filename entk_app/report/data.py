@@ -105,9 +105,8 @@ class FrameColumns:
     def find_row(self, ref: FrameRef) -> int | None:
         """The row of a frame; None where its segment is not among them."""
         first = self._first_rows.get((ref.simulation, ref.segment))
-        if first is None or first + ref.frame >= len(self) or self.segment[first + ref.frame] != ref.segment:
-            return None
-        return first + ref.frame
+        row = None if first is None else first + ref.frame
+        return row if row is not None and row < len(self) and self.ref(row) == ref else None
 
 
 @dataclass(frozen=True)
@@ -303,7 +302,7 @@ def read_report_data(layout: RunLayout, now: float | None = None) -> ReportData:
         )  # fmt: skip
     limits = find_class_limits(run.settings)
     _note_missing_segments(layout, run, notes)
-    frames, mean_map, cutoff = _read_frames(layout, run, notes)
+    frames, mean_map = _read_frames(layout, run, system, notes)
     analyses = tuple(_read_analyses(layout, run, notes))
     native = _read_native(layout, system, notes)
     ca = np.asarray(system.ca_indices, dtype=np.intp)
@@ -322,7 +321,7 @@ def read_report_data(layout: RunLayout, now: float | None = None) -> ReportData:
         analyses=analyses,
         latent=_read_latent(layout, run, frames, analyses, notes),
         representatives=representatives,
-        contacts=_build_contacts(layout, frames, mean_map, cutoff, native),
+        contacts=_build_contacts(layout, run, frames, mean_map, native, notes),
         ca=ca,
         native_ca=native,
         usage=usage,
@@ -370,17 +369,17 @@ def _note_missing_segments(layout: RunLayout, run: RunState, notes: _Notes) -> N
 
 
 def _read_frames(
-    layout: RunLayout, run: RunState, notes: _Notes
-) -> tuple[FrameColumns, NDArray[np.float64] | None, float]:
-    """All frames; how often each pair is in contact, shape (n_pairs,); the contact cutoff in ångström."""
+    layout: RunLayout, run: RunState, system: SystemRecord, notes: _Notes
+) -> tuple[FrameColumns, NDArray[np.float64] | None]:
+    """All frames; how often each pair is in contact, shape (n_pairs,)."""
     parts: dict[str, list[NDArray]] = {name: [] for name in ("time_ps", "radius_of_gyration_angstrom")}
     native: dict[str, list[NDArray]] = {"rmsd_angstrom": [], "native_contacts": []}
     identity: list[tuple[int, int, int, int]] = []
     unix, steps_ps, in_contact = [], [], None
     for number in sorted(run.simulations):
         for segment in run.simulations[number].segments:
-            read = notes.attempt("segments", partial(_read_segment, layout, segment))
-            if read is None:
+            read = notes.attempt("segments", partial(_read_segment, layout, segment, system.n_residues))
+            if read is None or not segment.n_frames:
                 continue
             columns, counts = read
             n = segment.n_frames
@@ -392,8 +391,7 @@ def _read_frames(
             share = (np.arange(n) + 1.0) / n
             unix.append(segment.unix_start + share * (segment.unix_end - segment.unix_start))
             steps_ps.append(np.full(n, segment.time_ps / n))
-            if in_contact is None or len(in_contact) == len(counts):
-                in_contact = counts if in_contact is None else in_contact + counts
+            in_contact = counts if in_contact is None else in_contact + counts
     lengths = [n for *_, n in identity]
     n_frames = sum(lengths)
     when = _join(unix)
@@ -419,17 +417,18 @@ def _read_frames(
         native_contacts=scored["native_contacts"],
         radius_of_gyration_angstrom=_join(parts["radius_of_gyration_angstrom"]),
     )
-    mean = None if in_contact is None else in_contact / n_frames
-    return frames, mean, run.settings.simulate.contact_cutoff_angstrom
+    return frames, None if in_contact is None else in_contact / n_frames
 
 
-def _read_segment(layout: RunLayout, segment: SegmentRecord) -> tuple[dict[str, NDArray], NDArray[np.float64]]:
+def _read_segment(
+    layout: RunLayout, segment: SegmentRecord, expected_residues: int
+) -> tuple[dict[str, NDArray], NDArray[np.float64]]:
     """Its columns, and how many of its frames have each pair in contact.
 
     Raises
     ------
     DataError
-        Its file is not the one that was published, or has other frames than the record says.
+        Its file is not the one that was published, has other frames than the record says, or is of another protein.
     """
     path = layout.segment(segment.simulation, segment.segment).frames
     # The reader of many records keeps digests as they stand in the file.
@@ -439,6 +438,8 @@ def _read_segment(layout: RunLayout, segment: SegmentRecord) -> tuple[dict[str, 
     packed, n_residues = read_packed_maps(path)
     if {len(values) for values in (*columns.values(), packed)} != {segment.n_frames}:
         raise DataError(f"{path} does not hold the {segment.n_frames} frames that its record says")
+    if expected_residues not in (0, n_residues):
+        raise DataError(f"{path} is of {n_residues} residues, the system has {expected_residues}")
     bits = np.unpackbits(packed, axis=1, count=geometry.count_pairs(n_residues))
     return columns, bits.sum(axis=0, dtype=np.float64)
 
@@ -600,13 +601,15 @@ def _read_superposed(layout: RunLayout, ref: FrameRef, ca: NDArray[np.intp], nat
 
 def _build_contacts(
     layout: RunLayout,
+    run: RunState,
     frames: FrameColumns,
     mean_pairs: NDArray[np.float64] | None,
-    cutoff: float,
     native: FloatArray | None,
+    notes: _Notes,
 ) -> Contacts | None:
     if mean_pairs is None:
         return None
+    cutoff = run.settings.simulate.contact_cutoff_angstrom
     n_residues = round((1 + np.sqrt(1 + 8 * len(mean_pairs))) / 2)
     mean = np.eye(n_residues)
     first, second = np.triu_indices(n_residues, k=1)
@@ -614,8 +617,10 @@ def _build_contacts(
     best = None
     if frames.rmsd_angstrom is not None:
         ref = frames.ref(int(np.argmin(frames.rmsd_angstrom)))
-        packed, _ = read_packed_maps(layout.segment(ref.simulation, ref.segment).frames)
-        best = geometry.unpack_contacts(packed[ref.frame : ref.frame + 1], n_residues)[0]
+        # Read before; it may have been set aside since.
+        path = layout.segment(ref.simulation, ref.segment).frames
+        read = notes.attempt("segments", partial(read_packed_maps, path))
+        best = None if read is None else geometry.unpack_contacts(read[0][ref.frame : ref.frame + 1], n_residues)[0]
     reference = None
     if native is not None and len(native) == n_residues:
         packed_native = geometry.pack_contacts(geometry.compute_contacts(native, cutoff))

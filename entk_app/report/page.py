@@ -103,7 +103,7 @@ def render_page(
 
 def escape(text: str) -> str:
     """Text as HTML; a number stays with its unit."""
-    return escape_html(text).replace(" Å", "&nbsp;Å").replace(" %", "&nbsp;%")
+    return escape_html(text).replace(" Å", "&nbsp;Å").replace(" %", "&nbsp;%").replace("-hours", "‑hours")
 
 
 def _read(name: str) -> str:
@@ -194,6 +194,10 @@ def _render_figure(shown: Shown | Missing) -> str:
             f'<img class="stand-in" alt="{escape(figure.title)}" src="data:image/png;base64,{shown.stand_in}"'
             f"{' hidden' if figure.traces else ''}>"
         )
+        if not figure.traces:
+            # On a narrow screen its letters would be too small to read.
+            label = escape(figure.title)
+            picture = f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{picture}</div>'
     n_dimensions = max((len(axes) for axes in figure.dimensions), default=0)
     choice = _render_choice(n_dimensions) if n_dimensions > 3 and figure.name == "latent" else ""
     plot = ""

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from entk_app.records import Action, Decision, FrameRef
 from entk_app.report import paper
 from entk_app.report.data import ReportData
+from entk_app.report.figure import Table
 from entk_app.report.figures.common import choose_time_unit, describe_limits
 
 NOT_KNOWN = "–"
@@ -29,12 +28,16 @@ class Fact:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of the page: cells as they are shown; the first row of ``rows`` is this campaign."""
+    """A table of the page: cells as they are shown; the first row of ``rows`` is this campaign.
+
+    ``numbers`` are its rows for other programs, in full.
+    """
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    numbers: Table
     notes: tuple[str, ...] = ()
 
 
@@ -201,6 +204,8 @@ def build_table_1(data: ReportData, ours: Measures) -> TextTable:
         ("system", "simulations", "total time (µs)", "shortest, longest (µs)", "iterations", "min. RMSD (Å)",
          "platform", "friction (1/ps)"),
         tuple(rows),
+        _gather(data, ours, "n_simulations", "total_time_us", "shortest_us", "longest_us", "n_iterations",
+                "min_rmsd_angstrom"),
         (*notes, *_note_physics(data)),
     )  # fmt: skip
 
@@ -214,7 +219,7 @@ def build_table_2(data: ReportData, ours: Measures) -> TextTable:
         describe_platform(data), friction,
     )]  # fmt: skip
     rows += [
-        (f"{row.title}, the paper", f"{row.train_minutes:g}", str(paper.EPOCHS), f"{row.seconds_per_epoch:g}",
+        (f"{row.title}, the paper", f"{row.train_minutes:g}", str(row.epochs), f"{row.seconds_per_epoch:g}",
          f"{row.inference_ms_per_frame:g}", f"{row.md_ns_per_minute:g}", paper.PLATFORM, f"{paper.FRICTION_PER_PS:g}")
         for row in paper.ROWS
     ]  # fmt: skip
@@ -230,8 +235,22 @@ def build_table_2(data: ReportData, ours: Measures) -> TextTable:
         ("system", "training (min)", "epochs", "an epoch (s)", "inference (ms a frame)", "MD (ns a minute)", "platform",
          "friction (1/ps)"),
         tuple(rows),
+        _gather(data, ours, "train_minutes", "epochs", "seconds_per_epoch", "inference_ms_per_frame",
+                "md_ns_per_minute"),
         (*notes, *_note_physics(data)),
     )  # fmt: skip
+
+
+def _gather(data: ReportData, ours: Measures, *names: str) -> Table:
+    """These numbers of this campaign and of the paper's."""
+    rows: list[Any] = [ours, *paper.ROWS]
+    return Table({
+        "system": [data.system.name, *(row.system for row in paper.ROWS)],
+        "source": ["campaign", *("paper" for _ in paper.ROWS)],
+        **{name: [getattr(row, name) for row in rows] for name in names},
+        "platform": [describe_platform(data), *(paper.PLATFORM for _ in paper.ROWS)],
+        "friction_per_ps": [data.run.settings.simulate.friction_per_ps, *(paper.FRICTION_PER_PS for _ in paper.ROWS)],
+    })  # fmt: skip
 
 
 def _note_physics(data: ReportData) -> tuple[str, ...]:
@@ -363,10 +382,5 @@ def _number(value: float | None) -> str:
 
 def _name_frame(ref: FrameRef) -> str:
     return f"simulation {ref.simulation}, segment {ref.segment}, frame {ref.frame}"
-
-
-def to_columns(table: TextTable) -> dict[str, Any]:
-    """A table's columns for its CSV file."""
-    return {name: np.array(column) for name, column in zip(table.columns, zip(*table.rows, strict=True), strict=True)}
 
 

@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from entk_app.errors import RunFolderError
 from entk_app.layout import RunLayout
 from entk_app.report.data import ReportData, read_report_data
 from entk_app.report.figure import Figure, Missing, Table, draw_files
-from entk_app.report.figures import SECTIONS
+from entk_app.report.figures import SECTIONS, Builder
 from entk_app.report.page import Section, Shown, render_page
 from entk_app.report.tables import (
     build_table_1,
@@ -24,11 +26,13 @@ from entk_app.report.tables import (
     list_facts,
     measure,
     tell_decisions,
-    to_columns,
 )
 
 logger = logging.getLogger(__name__)
 
+#: Names of the folders that reports are made in, and seconds after which one has been left behind.
+_WORK = ".report-"
+_LEFT_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def write_report(layout: RunLayout, now: float | None = None) -> ReportFiles:
     data = read_report_data(layout, now)
     try:
         # Whoever has the page open reloads to a whole one: files are made elsewhere and moved into place.
-        work = Path(tempfile.mkdtemp(prefix=".report-", dir=layout.root))
+        _clear_left_behind(layout.root)
+        work = Path(tempfile.mkdtemp(prefix=_WORK, dir=layout.root))
         try:
             files = _write(data, work)
             _publish(work, layout.report)
@@ -77,6 +82,14 @@ def write_report(layout: RunLayout, now: float | None = None) -> ReportFiles:
     except OSError as error:
         raise RunFolderError(f"the report cannot be written to {layout.report}: {error}") from None
     return replace(files, page=layout.report / files.page.name)
+
+
+def _clear_left_behind(root: Path) -> None:
+    """What a report that was killed had made."""
+    for folder in root.glob(f"{_WORK}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _LEFT_AFTER_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(data: ReportData, folder: Path) -> ReportFiles:
@@ -98,7 +111,7 @@ def _write(data: ReportData, folder: Path) -> ReportFiles:
     measures = measure(data)
     tables = (build_table_1(data, measures), build_table_2(data, measures))
     for table in tables:
-        _write_text(figures / f"{table.name}.csv", Table(to_columns(table)).to_csv())
+        _write_text(figures / f"{table.name}.csv", table.numbers.to_csv())
     told = tell_decisions(data)
     _write_text(figures / "decisions.csv", Table({
         "decision": [t.index for t in told], "hours": [t.hours for t in told], "iteration": [t.iteration for t in told],
@@ -110,13 +123,13 @@ def _write(data: ReportData, folder: Path) -> ReportFiles:
     return ReportFiles(page, tuple(names), (*data.notes, *missing))
 
 
-def _build(builder, data: ReportData) -> list[Figure | Missing]:  # type: ignore[no-untyped-def]
+def _build(builder: Builder, data: ReportData) -> list[Figure | Missing]:
     try:
         return list(builder(data))
     except Exception as error:
         # A figure that fails on a campaign nobody thought of must not cost the others.
         logger.exception("a figure was left out")
-        name = builder.__name__.removeprefix("build_").replace("_", " ")
+        name = getattr(builder, "__name__", "figure").removeprefix("build_").replace("_", " ")
         return [Missing(name.replace(" ", "-"), name.capitalize(), f"It failed ({type(error).__name__}: {error}).")]
 
 

@@ -14,10 +14,10 @@ from entk_app.report.figures.learning import build_choice, build_losses, build_o
 from entk_app.report.figures.lineage import build_lineage
 from entk_app.report.figures.structures import build_structures
 
-Found = Iterable[Figure | Missing]
+Builder = Callable[[ReportData], Iterable[Figure | Missing]]
 
 #: Section of the page, what it is about, what makes its figures: a new figure is a function here.
-SECTIONS: tuple[tuple[str, str, tuple[Callable[[ReportData], Found], ...]], ...] = (
+SECTIONS: tuple[tuple[str, str, tuple[Builder, ...]], ...] = (
     ("folding", "Folding", (build_progress, build_rmsd, build_histogram)),
     ("latent", "Latent space", (build_latent,)),
     ("structures", "Structures", (build_structures, build_contact_maps)),

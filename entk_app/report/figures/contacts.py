@@ -39,12 +39,13 @@ def _build_map(name: str, title: str, what: str, values: NDArray[np.float64], cu
     n = len(values)
     residues = np.arange(1, n + 1)
     first, second = np.triu_indices(n, k=1)
+    label = "share of frames in contact" if name == "contacts-mean" else "in contact (0 or 1)"
     return Figure(
         name=name,
         title=title,
         caption=f"CA atoms nearer than {cutoff:g} Å; of {what}.",
         table=Table({"residue": first + 1, "other_residue": second + 1, "contact": values[first, second]}),
-        draw=partial(_draw, values),
+        draw=partial(_draw, values, label),
         traces=[{
             "type": "heatmap", "z": values.astype("f4"), "x": residues, "y": residues, "coloraxis": "coloraxis",
             "hovertemplate": "residues %{x} and %{y}: %{z:.3f}<extra></extra>",
@@ -54,8 +55,8 @@ def _build_map(name: str, title: str, what: str, values: NDArray[np.float64], cu
             "yaxis": {"title": {"text": "residue"}, "scaleanchor": "x", "autorange": "reversed", "constrain": "domain",
                       "showgrid": False},
             "coloraxis": {
-                "cmin": 0, "cmax": 1, "showscale": name == "contacts-mean",
-                "colorbar": {"title": {"text": "share of frames", "side": "right"}, "len": 0.9},
+                "cmin": 0, "cmax": 1,
+                "colorbar": {"title": {"text": label, "side": "right"}, "len": 0.9},
             },
             "margin": {"t": 30, "r": 8, "l": 50, "b": 46},
         },
@@ -65,7 +66,7 @@ def _build_map(name: str, title: str, what: str, values: NDArray[np.float64], cu
     )  # fmt: skip
 
 
-def _draw(values: NDArray[np.float64]) -> Drawing:
+def _draw(values: NDArray[np.float64], label: str) -> Drawing:
     from matplotlib.colors import LinearSegmentedColormap
 
     figure = style.new_figure(style.SINGLE_MM, 70)
@@ -76,5 +77,5 @@ def _draw(values: NDArray[np.float64]) -> Drawing:
     image = ax.imshow(values, cmap=colours, vmin=0, vmax=1, extent=edges, interpolation="nearest")
     ax.grid(visible=False)
     ax.set(xlabel="residue", ylabel="residue")
-    figure.colorbar(image, ax=ax, label="share of frames in contact", shrink=0.85)
+    figure.colorbar(image, ax=ax, label=label, shrink=0.85)
     return figure

@@ -22,6 +22,9 @@ MAX_POINTS = 16_000
 #: Share of the frames that are new: the paper's last 10 %.
 NEWEST = 0.1
 
+#: Of the older frames: dots on paper are smaller than on a screen.
+_PRINT_OPACITY = 0.35
+
 #: A few frames, such as the extended start, would take most of the colours.
 _COLOURED_PERCENT = 98.0
 
@@ -121,6 +124,8 @@ class _Drawn:
             figure = style.new_figure(style.SINGLE_MM, 75)
             ax: Any = figure.add_subplot(projection="3d" if len(shown_axes) == 3 else None)
             drawn = None
+            # Paler with distance, points would be of other colours than their scale's.
+            shade = {"depthshade": False} if len(shown_axes) == 3 else {}
             for label, places, marker in groups:
                 points = space.coordinates[places][:, shown_axes].T
                 if len(shown_axes) == 1:
@@ -131,19 +136,20 @@ class _Drawn:
                     ax.scatter(
                         *points, s=size, marker=shape, label=label, rasterized=True, linewidths=0.5,
                         facecolors="none" if symbol == "circle-open" else colour,
-                        edgecolors=colour if symbol == "circle-open" else "none", alpha=marker.get("opacity", 1.0),
+                        edgecolors=colour if symbol == "circle-open" else "none",
+                        alpha=_PRINT_OPACITY if "opacity" in marker else 1.0, **shade,
                     )  # fmt: skip
                 else:
                     drawn = ax.scatter(
                         *points, c=colour_of[places], s=2.5, cmap=style.rmsd_map(), vmin=low, vmax=high, linewidths=0.0,
-                        rasterized=True,
+                        rasterized=True, **shade,
                     )  # fmt: skip
             names = [f"z{axis + 1}" for axis in shown_axes] + ([self.what] if len(shown_axes) == 1 else [])
             for axis, text in zip("xyz", names, strict=False):
                 getattr(ax, f"set_{axis}label")(text, labelpad=-8 if len(shown_axes) == 3 else None)
                 ax.tick_params(axis=axis, pad=-3 if len(shown_axes) == 3 else 2, labelsize=5.5)
             if drawn is not None:
-                figure.colorbar(drawn, ax=ax, label=self.what, shrink=0.7, pad=0.08)
+                figure.colorbar(drawn, ax=ax, label=self.what, shrink=0.7, pad=0.12)
             if ax.get_legend_handles_labels()[0]:
                 figure.legend(loc="outside upper left", ncols=2)
             return figure

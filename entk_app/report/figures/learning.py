@@ -37,6 +37,8 @@ def build_losses(data: ReportData) -> Iterator[Figure | Missing]:
     chosen = _find_chosen(data).get(newest)
 
     def draw() -> Drawing:
+        from matplotlib.ticker import LogFormatter, ScalarFormatter
+
         figure = style.new_figure(style.SINGLE_MM, 65)
         ax = figure.subplots()
         for t in older:
@@ -48,6 +50,8 @@ def build_losses(data: ReportData) -> Iterator[Figure | Missing]:
             ax.plot(_epochs(t), t.history["held_out_loss"], color=colour, linewidth=1.6 if dim == chosen else 0.9,
                     label=f"{dim}{' (chosen)' if dim == chosen else ''}")  # fmt: skip
         ax.set(xlabel="epoch", ylabel="loss a frame", yscale="log")
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         figure.legend(loc="outside upper left", ncols=4, title="latent size")
         return figure
 
@@ -127,7 +131,7 @@ def build_choice(data: ReportData) -> Iterator[Figure | Missing]:
         if rings:
             ax.plot(*zip(*rings, strict=True), "o", markersize=6, markerfacecolor="none", color="#222222",
                     markeredgewidth=0.8, label="chosen")  # fmt: skip
-        ax.set(xlabel="iteration", ylabel="held-out reconstruction loss a frame")
+        ax.set(xlabel="iteration", ylabel="held-out reconstruction loss")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=5, title="latent size")
         return figure
@@ -179,11 +183,14 @@ def build_outliers(data: ReportData) -> Iterator[Figure | Missing]:
         return
     colour_of = _colour_sizes(data)
     rows = [
-        (a.iteration, m.model.latent_dim, m.n_outliers, m.eps, 100.0 * m.n_outliers / max(1, m.n_frames), m.n_frames)
+        (a.iteration, m.model.latent_dim, m.n_outliers, m.eps,
+         None if m.eps is None else 100.0 * m.n_outliers / m.n_frames, m.n_frames)
         for a in data.analyses
         for m in a.models
-    ]
+    ]  # fmt: skip
     union = [(a.iteration, len(a.outliers)) for a in data.analyses]
+    union_of = dict(union)
+    n_without = sum(eps is None for _, _, _, eps, *_ in rows)
     panels = (("outliers", 2), ("eps", 3), ("noise (%)", 4))
 
     def draw() -> Drawing:
@@ -197,9 +204,10 @@ def build_outliers(data: ReportData) -> Iterator[Figure | Missing]:
                 if own:
                     ax.plot(*zip(*own, strict=True), "o-", color=colour, markersize=2.2,
                             label=str(dim) if place == 2 else None)  # fmt: skip
+            if place == 2:
+                ax.plot(*zip(*union, strict=True), "s--", color="#444444", markersize=2.2, label="all models")
             ax.set(xlabel="iteration", ylabel=label, ylim=(0, None))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[0].plot(*zip(*union, strict=True), "s--", color="#444444", markersize=2.2, label="all models")
         figure.legend(loc="outside upper left", ncols=6, title="latent size")
         return figure
 
@@ -222,11 +230,13 @@ def build_outliers(data: ReportData) -> Iterator[Figure | Missing]:
         name="outliers",
         title=title,
         caption="DBSCAN's noise in each model's latent space: how many frames, at which eps, and their share of the "
-        "frames analysed. Grey: frames that any of the models holds for an outlier.",
+        "frames analysed. Grey: frames that any of the models holds for an outlier."
+        + (f" In {n_without:,} latent spaces no radius gave few enough (analyse.max_outliers): none was taken, and "
+           "they have no eps." if n_without else ""),
         table=Table({
             "iteration": [r[0] for r in rows], "latent_dim": [r[1] for r in rows], "n_outliers": [r[2] for r in rows],
             "eps": [r[3] for r in rows], "noise_percent": [r[4] for r in rows], "n_frames": [r[5] for r in rows],
-            "n_outliers_of_all_models": [dict(union)[r[0]] for r in rows],
+            "n_outliers_of_all_models": [union_of[r[0]] for r in rows],
         }),
         draw=draw,
         traces=traces,

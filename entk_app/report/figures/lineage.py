@@ -56,8 +56,9 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
 
         figure = style.new_figure(style.DOUBLE_MM, float(np.clip(30 + 3.2 * len(lives), 55, 220)))
         ax = figure.subplots()
-        for x0, parent, x1, child in joins:
-            ax.plot([x0, x1], [parent, child], color="#9AA0A8", linewidth=0.5, zorder=1)
+        for place, (x0, parent, x1, child) in enumerate(joins):
+            ax.plot([x0, x1], [parent, child], color="#9AA0A8", linewidth=0.5, zorder=1,
+                    label=None if place else "from outlier")  # fmt: skip
             ax.plot(x0, parent, "o", markersize=1.8, color="#6B7280", zorder=1.5)
         for fold_class, members in classes.items():
             for place, life in enumerate(members):
@@ -73,7 +74,7 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
         ax.set(xlabel=f"time since the campaign began ({unit})", ylabel="simulation")
         ax.invert_yaxis()
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper left", ncols=4)
+        figure.legend(loc="outside upper left", ncols=8)
         return figure
 
     def line(fold_class: str | None, members: list[SimulationLife]) -> dict[str, Any]:

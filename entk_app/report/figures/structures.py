@@ -32,7 +32,8 @@ def build_structures(data: ReportData) -> Iterator[Figure | Missing]:
         if item is not None:
             yield _build_structure(data, item, data.native_ca)
         else:
-            reason = "Its trajectory cannot be read." if name == "lowest" or _has(data, name) else "No frame is."
+            is_lost = name == "lowest" or _has(data, name)
+            reason = "Its trajectory cannot be read." if is_lost else f"No frame is {style.CLASS_WORDS[name]}."
             yield Missing(f"structure-{name}", _title(name), reason, "structures")
 
 
@@ -91,10 +92,13 @@ def _draw(trace: NDArray[np.floating], native: NDArray[np.floating], colour: str
     ax: Any = figure.add_subplot(projection="3d")
     # Seen across the longest axis of the native structure.
     _, _, axes = np.linalg.svd(native - native.mean(axis=0), full_matrices=False)
-    for positions, label, shade, width in ((native, "native", style.ORANGE, 1.4), (trace, "frame", colour, 2.0)):
-        seen = (positions - native.mean(axis=0)) @ axes.T
-        ax.plot(*seen.T, color=shade, linewidth=width, label=label, marker="o", markersize=2)
-    ax.set_aspect("equal")
+    seen = [(positions - native.mean(axis=0)) @ axes.T for positions in (native, trace)]
+    for points, label, shade, width in zip(seen, ("native", "frame"), (style.ORANGE, colour), (1.4, 2.0), strict=True):
+        ax.plot(*points.T, color=shade, linewidth=width, label=label, marker="o", markersize=2)
+    every = np.concatenate(seen)
+    low, high = every.min(axis=0), every.max(axis=0)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    ax.set_box_aspect(high - low, zoom=1.35)
     ax.set_axis_off()
     ax.view_init(elev=20, azim=-70)
     figure.legend(loc="outside upper left", ncols=2)
