@@ -108,6 +108,9 @@ def draw_files(figure: Figure, paths: Iterable[Path]) -> None:
     """
     with print_style():
         drawing = figure.draw()
+        # Arranged once for all formats: it takes as long as drawing.
+        drawing.draw_without_rendering()
+        drawing.set_layout_engine("none")
         for path in paths:
             drawing.savefig(path, format=path.suffix[1:], metadata=_METADATA[path.suffix])
 

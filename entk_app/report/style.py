@@ -16,7 +16,7 @@ BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 #: Pale on white and on black.
-GREY, PALE = "#8A8F98", "rgba(138,143,152,0.35)"
+GREY, PALE = "#8A8F98", "rgba(138,143,152,0.5)"
 PALE_PRINT = "#C9CCD1"
 
 #: On a dark page these take the place of those of the palette that it would swallow.

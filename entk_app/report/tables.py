@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from entk_app.records import Action, Decision, FrameRef
 from entk_app.report import paper
 from entk_app.report.data import ReportData
@@ -357,7 +359,7 @@ def format_us(value: float | None) -> str:
     """Microseconds as the paper prints them, with more decimals where they are few."""
     if value is None:
         return NOT_KNOWN
-    return f"{value:.3f}" if value >= 0.1 else f"{value:.3g}"
+    return f"{value:.3f}" if value >= 0.1 else np.format_float_positional(value, 3, fractional=False, trim="-")
 
 
 def format_time_ps(picoseconds: float) -> str:

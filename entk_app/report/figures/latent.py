@@ -151,7 +151,7 @@ class _Drawn:
             if drawn is not None:
                 figure.colorbar(drawn, ax=ax, label=self.what, shrink=0.7, pad=0.12)
             if ax.get_legend_handles_labels()[0]:
-                figure.legend(loc="outside upper left", ncols=2)
+                figure.legend(loc="outside upper left", ncols=2, markerscale=2.0)
             return figure
 
         traces, dimensions = [], []

@@ -48,6 +48,8 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
         fold_class: [life for life in lives if life.fold_class == fold_class] for fold_class in (*FOLD_CLASSES, None)
     }
     best = None if data.best_row is None else (at(frames.unix[data.best_row]), int(frames.simulation[data.best_row]))
+    # The first above, and room for the lines at both ends.
+    edges = (max(begin) + 0.7, min(begin) - 0.7)
     names: dict[str | None, str] = dict(style.CLASS_WORDS) | {None: "simulations"}  # type: ignore[dict-item]
     colours: dict[str | None, str] = dict(style.CLASS_COLOURS) | {None: style.BLUE}  # type: ignore[dict-item]
 
@@ -72,7 +74,7 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
         if best is not None:
             ax.plot(*best, "*", color=style.VERMILLION, markersize=7, label="lowest RMSD", zorder=4)
         ax.set(xlabel=f"time since the campaign began ({unit})", ylabel="simulation")
-        ax.invert_yaxis()
+        ax.set_ylim(*edges)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=8)
         return figure
@@ -138,7 +140,7 @@ def build_lineage(data: ReportData) -> Iterator[Figure | Missing]:
         traces=traces,
         layout={
             "xaxis": {"title": {"text": f"time since the campaign began ({unit})"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": "simulation"}, "autorange": "reversed", "tickformat": "d",
+            "yaxis": {"title": {"text": "simulation"}, "range": edges, "tickformat": "d",
                       **({"dtick": 1} if len(lives) <= 15 else {})},
             "legend": LEGEND_ABOVE, "hovermode": "closest",
         },

@@ -98,7 +98,7 @@ def _draw(trace: NDArray[np.floating], native: NDArray[np.floating], colour: str
     every = np.concatenate(seen)
     low, high = every.min(axis=0), every.max(axis=0)
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-    ax.set_box_aspect(high - low, zoom=1.35)
+    ax.set_box_aspect(high - low, zoom=1.15)
     ax.set_axis_off()
     ax.view_init(elev=20, azim=-70)
     figure.legend(loc="outside upper left", ncols=2)
