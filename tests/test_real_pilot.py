@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from browser import check_figures, check_three_dimensions, find_errors, open_chromium, show, skip_without_chromium
 from check_accounting import check_accounting
+from check_report import Page, check_report
 from check_run import check_run
 from conftest import collect_logs
 from real_pilot import end_everything, find_processes, read_summary, run_to_end, start
@@ -102,20 +105,28 @@ def test_what_is_printed_off_a_terminal_is_plain_and_short(folded):
     assert not any("\x1b" in line for line in lines)
     assert lines[0].startswith("entk-app ")
     assert any("stop: folded" in line for line in lines)
+    assert lines[-1].startswith("report: ") and Path(lines[-1].removeprefix("report: ")).is_file()
     assert len(lines) < 60
 
 
-def test_all_atom_fs_peptide_runs_two_iterations_of_a_few_ps(tmp_path):
+@pytest.fixture(scope="module")
+def all_atom(tmp_path_factory):
+    """Two iterations of all-atom Fs-peptide, of a few ps."""
+    folder = tmp_path_factory.mktemp("fs")
     # 500 K and a wide contact cutoff: in so few ps the maps must differ for outliers to exist.
     finished = run_to_end(
         ["--preset", "fs-peptide-quick", "--run-dir", "fs", "--seed", "5",
          "--set", "simulate.segment_ns=0.008", "--set", "simulate.report_interval_ps=0.1",
          "--set", "steering.min_frames=80", "--set", "steering.window=40", "--set", "simulate.temperature_k=500",
          "--set", "train.epochs=4", "--set", "simulate.contact_cutoff_angstrom=10", "--set", "resource.cores=2"],
-        tmp_path,
+        folder,
     )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout + collect_logs(tmp_path)
-    run = tmp_path / "fs"
+    return folder / "fs", finished
+
+
+def test_all_atom_fs_peptide_runs_two_iterations_of_a_few_ps(all_atom):
+    run, finished = all_atom
+    assert finished.returncode == 0, finished.stdout + collect_logs(run.parent)
     summary = read_summary(run)
     assert (summary["stop_reason"], summary["n_iterations"], summary["n_failed_tasks"]) == ("max_iterations", 2, 0)
     assert summary["n_restarts"] >= 1
@@ -124,6 +135,62 @@ def test_all_atom_fs_peptide_runs_two_iterations_of_a_few_ps(tmp_path):
             folder = run / "models" / f"iteration-{iteration:04d}" / f"latent-{latent_dim}"
             assert {"encoder.keras", "decoder.keras", "history.csv", "model.json"} <= {p.name for p in folder.iterdir()}
     assert check_run(run)["restarts"] >= 1
+
+
+@pytest.fixture(scope="module")
+def reports(folded, all_atom):
+    """The reports that the two campaigns wrote at their end."""
+    assert folded[2].returncode == all_atom[1].returncode == 0
+    return {"villin-quick": folded[0] / "villin" / "report", "fs-peptide-quick": all_atom[0] / "report"}
+
+
+@pytest.mark.parametrize("preset", ["villin-quick", "fs-peptide-quick"])
+def test_the_report_of_a_run_has_every_figure_and_the_raw_files_numbers(reports, preset):
+    folder = reports[preset]
+    checked = check_report(folder.parent)
+    page = Page(folder / "index.html")
+    # A short all-atom campaign folds nothing: there are no such structures.
+    assert set(page.missing) <= ({"structure-folded", "structure-partial"} if preset != "villin-quick" else set())
+    assert checked["figures"] + len(page.missing) == 20
+    assert checked["latent"] > 0 and checked["structures"] >= 2
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    skip_without_chromium()
+    with open_chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("preset", ["villin-quick", "fs-peptide-quick"])
+def test_a_browser_shows_the_report(chromium, reports, preset, width, scheme):
+    path = reports[preset] / "index.html"
+    show(chromium, path, width, scheme)
+    check_figures(chromium, set(Page(path).figures))
+    assert check_three_dimensions(chromium) >= 5
+    inside, shown, back = chromium.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth,"
+        " getComputedStyle(document.body).backgroundColor]"
+    )
+    assert inside <= shown, "the page scrolls sideways"
+    assert (sum(map(int, re.findall(r"\d+", back))) < 384) == (scheme == "dark")
+    assert find_errors(chromium) == []
+
+
+def test_a_reader_chooses_latent_dimensions_and_the_light(chromium, reports):
+    show(chromium, reports["villin-quick"] / "index.html", 1280, "light")
+    title = "return document.querySelector('#latent .plot')._fullLayout.scene.xaxis.title.text"
+    before = chromium.execute_script(title)
+    chosen = chromium.find_element("css selector", "#latent .choice select option[value='2']")
+    chromium.execute_script("arguments[0].scrollIntoView()", chosen)
+    chosen.click()
+    assert (before, chromium.execute_script(title)) == ("z1", "z3")
+    chromium.find_element("id", "theme").click()
+    assert chromium.execute_script("return document.documentElement.dataset.theme") == "dark"
+    assert check_three_dimensions(chromium) >= 5
+    assert find_errors(chromium) == []
 
 
 def test_an_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path):

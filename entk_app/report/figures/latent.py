@@ -28,6 +28,9 @@ _PRINT_OPACITY = 0.35
 #: A few frames, such as the extended start, would take most of the colours.
 _COLOURED_PERCENT = 98.0
 
+#: Latent dimensions that the page lets choose from, the first: of large models all would make it slow to open.
+_MAX_DIMENSIONS = 12
+
 _TITLES = {
     "latent": "Latent space",
     "latent-newest-over-older": "Newest tenth of the data over the older",
@@ -156,10 +159,9 @@ class _Drawn:
 
         traces, dimensions = [], []
         for label, places, marker in groups:
-            axes = [space.coordinates[places, axis] for axis in range(n_dimensions)]
-            if n_dimensions < 3:
-                # What is missing to a space is flat.
-                axes += [np.zeros(len(places), dtype="f4")] * (3 - n_dimensions)
+            axes = [space.coordinates[places, axis] for axis in range(min(n_dimensions, _MAX_DIMENSIONS))]
+            # What is missing to a space is flat.
+            axes += [np.zeros(len(places), dtype="f4")] * (3 - n_dimensions)
             coloured = {} if "color" in marker else {"color": colour_of[places].astype("f4"), "coloraxis": "coloraxis"}
             traces.append({
                 "type": "scatter3d", "mode": "markers", "name": label, "marker": marker | coloured,
@@ -184,6 +186,7 @@ class _Drawn:
             title=_TITLES[name],
             caption=f"Model of iteration {space.model.iteration}, latent size {space.model.latent_dim}; colour: "
             f"{self.what}, up to the value that {_COLOURED_PERCENT:g} % of the frames are below. {said}"
+            + (f" The first {_MAX_DIMENSIONS} dimensions can be chosen." if n_dimensions > _MAX_DIMENSIONS else "")
             + (f" {n_left:,} newer frames are not encoded by it yet and are left out." if n_left else ""),
             table=Table(columns),
             draw=draw,
