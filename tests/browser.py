@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 _ARGUMENTS = (
     "--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-component-update",
@@ -104,20 +103,30 @@ def check_figures(driver: Any, expected: set[str]) -> None:
 
 
 def check_three_dimensions(driver: Any) -> int:
-    """Every view in three dimensions shows more than its background."""
+    """Every view in three dimensions shows more than its background: how many there are."""
     n_checked = 0
     for plot in driver.find_elements("css selector", ".plot"):
         if not plot.find_elements("css selector", ".gl-container canvas"):
             continue
         driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", plot)
-        pixels = np.asarray(Image.open(io.BytesIO(plot.screenshot_as_png)).convert("RGB")).astype(int)
-        # The middle, where there is no legend, scale or button.
-        high, wide = pixels.shape[:2]
-        middle = pixels[high // 5 : -high // 5, wide // 5 : -wide // 4]
-        coloured = middle.max(axis=-1) - middle.min(axis=-1) > 40
-        assert coloured.sum() > 100, f"{plot.get_attribute('data-figure')} is empty"
+        # Software draws when it comes to it.
+        deadline = time.monotonic() + 30
+        while (n_coloured := _count_coloured(plot.screenshot_as_png)) < 60:
+            assert time.monotonic() < deadline, f"{plot.get_attribute('data-figure')} is empty: {n_coloured} pixels"
+            time.sleep(0.2)
         n_checked += 1
     return n_checked
+
+
+def _count_coloured(png: bytes) -> int:
+    """Pixels that are not grey, where there is no legend, scale or button."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    high, wide = pixels.shape[:2]
+    middle = pixels[high // 6 : -high // 5, wide // 20 : -wide // 4]
+    return int((middle.max(axis=-1) - middle.min(axis=-1) > 40).sum())
 
 
 def find_errors(driver: Any) -> list[str]:

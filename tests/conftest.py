@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import open_chromium, skip_without_chromium
 from throwaway_slurm import SlurmUnavailable, ThrowawaySlurm, check_available
 
 from entk_app.campaign import Campaign
@@ -63,6 +65,14 @@ def collect_logs(folder: Path, n_lines: int = 15) -> str:
         if lines:
             shown.append(f"== {path}\n" + "\n".join(lines[-n_lines:]))
     return "\n".join(shown)[-20_000:]
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium."""
+    skip_without_chromium()
+    with open_chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")

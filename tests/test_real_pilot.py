@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browser import check_figures, check_three_dimensions, find_errors, open_chromium, show, skip_without_chromium
+from browser import check_figures, check_three_dimensions, find_errors, show
 from check_accounting import check_accounting
 from check_report import Page, check_report
 from check_run import check_run
@@ -155,13 +155,6 @@ def test_the_report_of_a_run_has_every_figure_and_the_raw_files_numbers(reports,
     assert checked["latent"] > 0 and checked["structures"] >= 2
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    skip_without_chromium()
-    with open_chromium(tmp_path_factory.mktemp("chromium")) as driver:
-        yield driver
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("preset", ["villin-quick", "fs-peptide-quick"])
@@ -176,20 +169,6 @@ def test_a_browser_shows_the_report(chromium, reports, preset, width, scheme):
     )
     assert inside <= shown, "the page scrolls sideways"
     assert (sum(map(int, re.findall(r"\d+", back))) < 384) == (scheme == "dark")
-    assert find_errors(chromium) == []
-
-
-def test_a_reader_chooses_latent_dimensions_and_the_light(chromium, reports):
-    show(chromium, reports["villin-quick"] / "index.html", 1280, "light")
-    title = "return document.querySelector('#latent .plot')._fullLayout.scene.xaxis.title.text"
-    before = chromium.execute_script(title)
-    chosen = chromium.find_element("css selector", "#latent .choice select option[value='2']")
-    chromium.execute_script("arguments[0].scrollIntoView()", chosen)
-    chosen.click()
-    assert (before, chromium.execute_script(title)) == ("z1", "z3")
-    chromium.find_element("id", "theme").click()
-    assert chromium.execute_script("return document.documentElement.dataset.theme") == "dark"
-    assert check_three_dimensions(chromium) >= 5
     assert find_errors(chromium) == []
 
 

@@ -11,16 +11,19 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+from browser import check_three_dimensions, find_errors, show
 from check_report import Page, check_report
 from conftest import prepare, tiny_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from selenium.webdriver.support.select import Select
 
 from entk_app import cli
 from entk_app.errors import RunFolderError
 from entk_app.integrity import digest_file
 from entk_app.layout import RunLayout
+from entk_app.lock import CampaignLock
 from entk_app.records import (
     AnalysisRecord,
     Decision,
@@ -160,6 +163,25 @@ def test_the_page_holds_everything_and_asks_for_nothing(run, undrawn):
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=\"(?!data:|figures/|#)", page.visible)
 
 
+def test_a_reader_chooses_latent_dimensions_and_the_light(run, undrawn, chromium):
+    newest = run.analysis(3)
+    record = read_record(AnalysisRecord, newest)
+    best = next(found.model for found in record.models if found.model.latent_dim == 4)
+    write_record(newest, record.model_copy(update={"best_model": best}))
+    page, _ = make_page(run)
+    show(chromium, run.report / "index.html", 1280, "light")
+    drawn = "const plot = document.querySelector('#latent .plot');"
+    title, first = f"{drawn} return plot._fullLayout.scene.xaxis.title.text", f"{drawn} return plot._fullData[0].x[0]"
+    z1, z4 = (float(page.data["latent"]["dimensions"][0][axis][0]) for axis in (0, 3))
+    assert (chromium.execute_script(title), chromium.execute_script(first)) == ("z1", pytest.approx(z1))
+    Select(chromium.find_element("css selector", "#latent select[data-axis='0']")).select_by_value("3")
+    assert (chromium.execute_script(title), chromium.execute_script(first)) == ("z4", pytest.approx(z4))
+    chromium.execute_script("document.getElementById('theme').click()")
+    assert chromium.execute_script("return document.documentElement.dataset.theme") == "dark"
+    assert check_three_dimensions(chromium) >= 5
+    assert find_errors(chromium) == []
+
+
 # A campaign in any other state.
 
 
@@ -174,12 +196,14 @@ def test_there_is_no_report_of_a_folder_without_a_campaign(tmp_path, capsys):
 def test_a_campaign_that_has_just_begun_says_what_is_not_there_yet(tmp_path, undrawn):
     campaign = prepare(tmp_path / "run", tiny_settings())
     campaign.start()
+    CampaignLock.create(campaign.layout.lock)
     page, missing = make_page(campaign.layout)
     assert any("No segment is whole yet" in sentence for sentence in missing)
     assert page.figures == []
     assert page.read_rows("table-1")[0][1:6] == ["0", "0", "–, –", "1", "–"]
     assert page.read_fact("folded")[0] == "–"
-    assert "3 simulations start" in page.visible or "2 simulations start" in page.visible
+    assert "2 simulations start" in page.visible
+    assert "state-starting" in page.visible or "state-running" in page.visible
 
 
 def test_a_campaign_with_initial_frames_only(run, undrawn):
