@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -162,11 +163,12 @@ def main() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "entk_app", "report", str(layout.root)], capture_output=True, text=True, check=True
     )
-    seconds = time.monotonic() - began
+    seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     page = layout.report / "index.html"
     print(done.stdout, end="")
     files = [path.stat().st_size for path in layout.report.rglob("*") if path.is_file()]
-    print(f"entk-app report: {seconds:.1f} s; page {page.stat().st_size / 1e6:.1f} MB, all {sum(files) / 1e6:.1f} MB")
+    print(f"entk-app report: {seconds:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of CPU, "
+          f"{used.ru_maxrss / 1e6:.2f} GB); page {page.stat().st_size / 1e6:.1f} MB, all {sum(files) / 1e6:.1f} MB")  # fmt: skip
     try:
         print(time_page(page))
     except ImportError:

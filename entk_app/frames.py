@@ -169,6 +169,13 @@ def read_contact_maps(path: Path) -> NDArray[np.uint8]:
     return geometry.unpack_contacts(packed, n_residues)
 
 
+def read_columns_and_maps(path: Path) -> tuple[dict[str, NDArray], NDArray[np.uint8], int]:
+    """What :func:`read_columns` and :func:`read_packed_maps` give, for one opening of the file."""
+    with h5py.File(path, "r") as file:
+        columns = {name: file[name][:] for name in _COLUMNS if name in file}
+        return columns, file["contacts"][:], int(file.attrs["n_residues"])
+
+
 def read_columns(path: Path) -> dict[str, NDArray]:
     """Per-frame numbers of a ``frames.h5`` by dataset name, each of shape (n_frames,)."""
     with h5py.File(path, "r") as file:

@@ -23,7 +23,7 @@ from entk_app.accounting import CampaignAccount, Usage, account
 from entk_app.classes import FOLD_CLASSES, ClassLimits, FoldClass, find_class_limits
 from entk_app.errors import DataError, EntkAppError, ExportError, RecordError
 from entk_app.export import read_positions, superpose_on
-from entk_app.frames import look_up_embeddings, read_columns, read_packed_maps
+from entk_app.frames import look_up_embeddings, read_columns_and_maps, read_packed_maps
 from entk_app.integrity import check_file
 from entk_app.layout import RunLayout
 from entk_app.records import (
@@ -434,8 +434,7 @@ def _read_segment(
     # The reader of many records keeps digests as they stand in the file.
     digest: Any = (segment.files or {}).get(path.name)
     check_file(path, {} if digest is None else {path.name: FileDigest.model_validate(digest)})
-    columns = read_columns(path)
-    packed, n_residues = read_packed_maps(path)
+    columns, packed, n_residues = read_columns_and_maps(path)
     if {len(values) for values in (*columns.values(), packed)} != {segment.n_frames}:
         raise DataError(f"{path} does not hold the {segment.n_frames} frames that its record says")
     if expected_residues not in (0, n_residues):
