@@ -167,8 +167,11 @@ def main() -> None:
     page = layout.report / "index.html"
     print(done.stdout, end="")
     files = [path.stat().st_size for path in layout.report.rglob("*") if path.is_file()]
-    print(f"entk-app report: {seconds:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of CPU, "
-          f"{used.ru_maxrss / 1e6:.2f} GB); page {page.stat().st_size / 1e6:.1f} MB, all {sum(files) / 1e6:.1f} MB")  # fmt: skip
+    size, memory = sum(files) / 1e6, used.ru_maxrss / 1e6
+    print(
+        f"entk-app report: {seconds:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of CPU, {memory:.2f} GB); "
+        f"page {page.stat().st_size / 1e6:.1f} MB, all {size:.1f} MB"
+    )
     try:
         print(time_page(page))
     except ImportError:
