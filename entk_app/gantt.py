@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from entk_app.accounting import KINDS, Device, Pilot, Task, Usage, sweep
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ HATCHES = {"failed": "xxxx", "purged": "////"}
 _HELD, _START_UP, _SHUTDOWN = "#555555", "#DDDDDD", "#C4C4C4"
 _NO_PILOT: dict[str, Any] = {"facecolor": "white", "edgecolor": "#BBBBBB", "hatch": "..", "linewidth": 0.0}
 _MANY_BARS = 3000
-#: More steps than can be told apart are drawn as means: an area with ten thousands of corners takes minutes to fill.
-_MANY_STEPS = 2000
 
 
 def lane_device(usage: Usage) -> Device:
@@ -148,7 +144,8 @@ def plot_tasks(
                 facecolors=COLOURS[kind],
                 edgecolors="black" if mark else "white",
                 linewidths=0.1 if is_crowded else 0.4,
-                hatch=HATCHES.get(mark),
+                # Thousands of hatches take a minute to draw, and cannot be told from one another.
+                hatch=HATCHES.get(mark) if len(corners) <= _MANY_BARS else None,
                 rasterized=is_crowded,
             )
         )
@@ -163,7 +160,7 @@ def plot_utilisation(usage: Usage, ax: Axes, device: Device, zero: float, second
     """Share of the devices held by all pilots of the time that tasks use, stacked by kind, in percent."""
     for pilot in usage.pilots:
         _shade(ax, pilot, (0.0, 105.0), zero, seconds)
-    steps = average_steps(list_utilisation(usage, device), _MANY_STEPS)
+    steps = list_utilisation(usage, device)
     times = [(unix - zero) / seconds for unix, _ in steps]
     bottom = [0.0] * len(steps)
     for kind in (*KINDS, "held"):
@@ -198,20 +195,6 @@ def list_utilisation(usage: Usage, device: Device) -> list[tuple[float, dict[str
         shares = {name: 100.0 * amount / capacity for name, amount in level.items() if capacity > 1e-9}
         steps.append((unix, {name: max(0.0, share) for name, share in shares.items() if name != "capacity"}))
     return steps
-
-
-def average_steps(steps: list[tuple[float, dict[str, float]]], limit: int) -> list[tuple[float, dict[str, float]]]:
-    """Steps as they are where there are no more than ``limit``, else the means over so many equal times."""
-    if len(steps) <= limit:
-        return steps
-    times = np.array([unix for unix, _ in steps])
-    edges = np.linspace(times[0], times[-1], limit)
-    means = {}
-    for name in {name for _, shares in steps for name in shares}:
-        values = np.array([shares.get(name, 0.0) for _, shares in steps])
-        integral = np.concatenate([[0.0], np.cumsum(values[:-1] * np.diff(times))])
-        means[name] = np.append(np.diff(np.interp(edges, times, integral)) / np.diff(edges), values[-1])
-    return [(float(unix), {name: float(mean[k]) for name, mean in means.items()}) for k, unix in enumerate(edges)]
 
 
 def _shade(ax: Axes, pilot: Pilot, between: tuple[float, float], zero: float, seconds: float) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 
-import numpy as np
 import pytest
 from test_accounting import HOUR, make_pilot, make_task, make_usage
 
@@ -13,7 +11,6 @@ from entk_app.accounting import Usage
 from entk_app.gantt import (
     _stack_pilots,
     assign_lanes,
-    average_steps,
     choose_unit,
     draw_figure,
     lane_device,
@@ -47,23 +44,6 @@ def test_pilots_share_lanes_unless_they_live_at_one_time():
     after = make_pilot(number=2, start=200 * HOUR, end=300 * HOUR)
     beside = make_pilot(number=3, start=250 * HOUR, end=300 * HOUR)
     assert _stack_pilots((first, after, beside), "cores") == ({1: 0, 2: 0, 3: 4}, 8)
-
-
-def test_more_steps_than_can_be_told_apart_become_means_that_keep_the_hours():
-    rng = np.random.default_rng(1)
-    times = np.cumsum(rng.exponential(1.0, 5000))
-    steps = [(float(t), {"simulate": float(rng.uniform(0, 90)), "train": 10.0 * (k % 2)}) for k, t in enumerate(times)]
-    assert average_steps(steps, 5000) == steps
-    few = average_steps(steps, 300)
-    assert (len(few), few[0][0], few[-1][0]) == (300, steps[0][0], steps[-1][0])
-
-    def add_up(of, name):
-        return sum(shares.get(name, 0.0) * (after[0] - begin) for (begin, shares), after in pairwise(of))
-
-    for name in ("simulate", "train"):
-        assert add_up(few, name) == pytest.approx(add_up(steps, name), rel=1e-9)
-    # 17 steps of 0 and 10 each: their mean.
-    assert all(abs(shares["train"] - 5.0) < 4.0 for _, shares in few[:-1])
 
 
 def test_utilisation_is_of_the_pilots_that_live_at_the_time():
@@ -131,3 +111,10 @@ def test_sixty_four_lanes_and_a_thousand_tasks_take_seconds(tmp_path):
     assert time.monotonic() - began < 60
     assert (tmp_path / "x.svg").stat().st_size < 5e6
     assert not list(tmp_path.glob(".*"))
+
+
+def test_thousands_of_failed_tasks_are_not_hatched():
+    for n, is_hatched in ((10, True), (3001, False)):
+        tasks = tuple(make_task(20, 21, 30, 31, uid=f"task.{i}", core_ids=(0,), state="failed") for i in range(n))
+        (bars,) = draw_figure(Usage((make_pilot(gpus=0),), tasks), "title").axes[0].collections
+        assert bool(bars.get_hatch()) is is_hatched
