@@ -266,10 +266,27 @@ def check_series(raw: Raw, page: Page, folder: Path) -> int:
         written = np.sort([float(row["rmsd_angstrom"]) for row in rows])
         assert np.allclose(drawn, written, rtol=1e-6)
         n_points += len(rows)
-    lowest = read_csv(folder / "progress.csv")
-    values = [float(row["rmsd_angstrom"]) for row in lowest]
-    assert values == sorted(values, reverse=True) and is_near(values[-1], raw.every.min(), WRITTEN)
+    check_progress(raw, folder)
     return n_points
+
+
+def check_progress(raw: Raw, folder: Path) -> None:
+    """The lowest RMSD so far: frames in the order of the clock, evenly spaced within their segments."""
+    frames = []
+    for segment in raw.segments:
+        n, begin, end = segment["n_frames"], segment["unix_start"], segment["unix_end"]
+        rmsd = raw.rmsd[segment["simulation"], segment["segment"]]
+        frames += [(begin + (k + 1) / n * (end - begin), segment["time_ps"] / n, rmsd[k]) for k in range(n)]
+    frames.sort(key=lambda frame: frame[0])
+    expected, total = [], 0.0
+    for _, step_ps, value in frames:
+        total += step_ps
+        if not expected or value < expected[-1][1]:
+            expected.append((total, value))
+    rows = read_csv(folder / "progress.csv")
+    for row, (aggregate_ps, value) in zip(rows, expected, strict=True):
+        assert is_near(row["rmsd_angstrom"], value, WRITTEN)
+        assert abs(float(row["aggregate_ps"]) - aggregate_ps) < 1e-6 * total
 
 
 def check_latent(raw: Raw, page: Page, folder: Path) -> int:
