@@ -11,6 +11,7 @@ import pytest
 from throwaway_slurm import SlurmUnavailable, ThrowawaySlurm, check_available
 
 from entk_app.campaign import Campaign
+from entk_app.concurrent import make_campaign
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
 from entk_app.machine import divide_machine
@@ -44,7 +45,7 @@ def prepare(root: Path, settings: Settings, cores: int = 2, gpus: int = 0) -> Ca
     built = build_system(settings, cache=root.parent / ".cache")
     create_run_folder(layout, settings, ["test"]).release()
     write_system(built, layout)
-    return Campaign(layout, settings, divide_machine(settings, cores, gpus, allow_cpu=True))
+    return make_campaign(layout, settings, divide_machine(settings, cores, gpus, allow_cpu=True))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def workflow(tmp_path, *assignments, resource=None) -> AdaptiveWorkflow:
     campaign = Campaign(
         campaign.layout, campaign.settings, divide_machine(campaign.settings, found.cores, found.gpus, found.nodes)
     )
-    return AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), found, campaign.start())
+    return AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), found, campaign.begin())
 
 
 def task_spec(kind="simulate", cores=3, gpus=0) -> TaskSpec:
@@ -47,7 +47,7 @@ SLURM = find_resource(ResourceSettings(label="slurm.cluster", cores_per_node=96,
 
 def test_a_stage_has_a_task_a_slot_with_its_cores(radical_in):
     graph = workflow(radical_in)
-    (stage,) = graph.pipeline.stages
+    (stage,) = graph.pipelines[0].stages
     tasks = list(stage.tasks)
     assert len(tasks) == LOCAL.cores
     assert all(task.cpu_reqs["cpu_threads"] == 1 and not task.gpu_reqs["gpu_processes"] for task in tasks)
@@ -57,7 +57,7 @@ def test_a_stage_has_a_task_a_slot_with_its_cores(radical_in):
 
 def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in):
     graph = workflow(radical_in, resource=ResourceSettings(label="ornl.dgx2"))
-    tasks = list(graph.pipeline.stages[0].tasks)
+    tasks = list(graph.pipelines[0].stages[0].tasks)
     assert len(tasks) == 16
     assert all(task.gpu_reqs["gpu_processes"] == 1 and task.gpu_reqs["gpu_process_type"] == "CUDA" for task in tasks)
     assert sum(task.cpu_reqs["cpu_threads"] for task in tasks) == 96
@@ -71,7 +71,7 @@ def test_under_srun_the_device_is_slurms_to_give(radical_in):
 
 def test_a_stage_of_its_own_environment_runs_its_python(radical_in, tmp_path):
     graph = workflow(radical_in, f"resource.environments.simulate={tmp_path}")
-    assert {task.executable for task in graph.pipeline.stages[0].tasks} == {str(tmp_path / "bin" / "python")}
+    assert {task.executable for task in graph.pipelines[0].stages[0].tasks} == {str(tmp_path / "bin" / "python")}
 
 
 def test_an_environment_that_cannot_run_tasks_is_refused(tmp_path):
@@ -99,27 +99,27 @@ def test_a_variable_reaches_a_task_as_it_is(tmp_path, home):
     assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == home
 
 
-def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError("the decision failed"), SystemExit(1)])
+def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch, error):
     graph = workflow(radical_in)
 
-    for error in (ValueError("the decision failed"), SystemExit(1)):
+    def fail(ended):
+        raise error
 
-        def fail(error=error):
-            raise error
-
-        monkeypatch.setattr(graph.campaign, "advance", fail)
-        graph.pipeline.stages[0].post_exec()
-        assert graph.error is error
-    assert len(graph.pipeline.stages) == 1
+    monkeypatch.setattr(graph.campaign, "follow", fail)
+    graph.pipelines[0].stages[0].post_exec()
+    assert graph.error is error
+    assert graph.campaign.layout.stop_request.exists()  # what else runs ends in order
+    assert len(graph.pipelines[0].stages) == 1
 
 
 def test_post_exec_decides_nothing_once_the_campaign_is_being_ended(radical_in, monkeypatch):
     graph = workflow(radical_in)
-    monkeypatch.setattr(graph.campaign, "advance", lambda: pytest.fail("must not decide"))
+    monkeypatch.setattr(graph.campaign, "follow", lambda ended: pytest.fail("must not decide"))
     graph.campaign.layout.stop_request.touch()
-    graph.pipeline.stages[0].post_exec()
+    graph.pipelines[0].stages[0].post_exec()
     assert graph.error is None
-    assert len(graph.pipeline.stages) == 1
+    assert len(graph.pipelines[0].stages) == 1
 
 
 def test_post_exec_appends_the_next_stage(radical_in):
@@ -128,9 +128,9 @@ def test_post_exec_appends_the_next_stage(radical_in):
     graph = workflow(radical_in)
     for task in graph.campaign.stage.tasks:
         run_task(task.kind, graph.campaign.layout.root, task.order)
-    graph.pipeline.stages[0].post_exec()
-    assert [len(stage.tasks) for stage in graph.pipeline.stages] == [2, 2]
-    assert {task.arguments[2] for task in graph.pipeline.stages[1].tasks} == {"train"}
+    graph.pipelines[0].stages[0].post_exec()
+    assert [len(stage.tasks) for stage in graph.pipelines[0].stages] == [2, 2]
+    assert {task.arguments[2] for task in graph.pipelines[0].stages[1].tasks} == {"train"}
 
 
 def test_the_environment_of_a_task(tmp_path):
