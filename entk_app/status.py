@@ -319,13 +319,13 @@ def _describe_activity(run: RunState, state: State, stage: _StageCount) -> str:
         return "its tasks save what they have, the pilot closes"
     if state != "running":
         return ""
+    if run.settings.coupling == "concurrent" and stage.kind == "simulate":
+        return "simulates the initial frames"
     if stage.n_done == stage.n_tasks:
         return f"{stage.kind} is done, deciding"
-    return (
-        "looks for outliers"
-        if stage.kind.endswith("analyse")
-        else f"{stage.kind}, {stage.n_done} of {stage.n_tasks} done"
-    )
+    if stage.kind.endswith("analyse"):
+        return "looks for outliers"
+    return f"{stage.kind}, {stage.n_done} of {stage.n_tasks} done"
 
 
 def _describe_end(run: RunState, state: State) -> str:

@@ -65,7 +65,7 @@ def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in
 
 def test_under_srun_the_device_is_slurms_to_give(radical_in):
     asked = ResourceSettings(label="slurm.cluster", cores_per_node=96, gpus_per_node=16, submit=True)
-    tasks = list(workflow(radical_in, resource=asked).pipeline.stages[0].tasks)
+    tasks = list(workflow(radical_in, resource=asked).pipelines[0].stages[0].tasks)
     assert all(task.gpu_reqs["gpu_processes"] == 1 and not task.gpu_reqs["gpu_process_type"] for task in tasks)
 
 
