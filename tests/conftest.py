@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from throwaway_slurm import SlurmUnavailable, ThrowawaySlurm, check_available
 
+from entk_app import inprocess
 from entk_app.campaign import Campaign
 from entk_app.concurrent import make_campaign
 from entk_app.inprocess import run_campaign
@@ -18,6 +19,7 @@ from entk_app.machine import divide_machine
 from entk_app.run_folder import create_run_folder
 from entk_app.settings import Settings, build_settings, read_preset
 from entk_app.systems import build_system, write_system
+from entk_app.tasks import run_task
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +56,28 @@ def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     campaign = prepare(tmp_path_factory.mktemp("tiny") / "run", tiny_settings(), cores=3)
     run_campaign(campaign)
     return campaign
+
+
+class Killed(BaseException):
+    """As a SIGKILL does, it goes past everything that catches errors."""
+
+
+@pytest.fixture
+def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the n-th task from now on, and with it the launcher, die before it has published anything."""
+
+    def arm(count: int) -> None:
+        left = [count]
+
+        def run(kind: str, root: Path, order: Path) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            run_task(kind, root, order)
+
+        monkeypatch.setattr(inprocess, "run_task", run)
+
+    return arm
 
 
 def collect_logs(folder: Path, n_lines: int = 15) -> str:

@@ -133,6 +133,48 @@ def test_post_exec_appends_the_next_stage(radical_in):
     assert {task.arguments[2] for task in graph.pipelines[0].stages[1].tasks} == {"train"}
 
 
+def concurrent_graph(tmp_path, monkeypatch, *answers):
+    """Two pipelines, and what the campaign answers when their stages end, one after the other."""
+    from radical import entk
+
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=concurrent"))
+    graph = AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), LOCAL, campaign.begin())
+    monkeypatch.setattr(campaign, "follow", lambda ended: answers[len(asked.append(ended) or asked) - 1])
+    asked = []
+    return graph, campaign.stages[0], entk.states.SUSPENDED
+
+
+def test_a_pipeline_without_work_is_suspended_until_there_is_some(radical_in, monkeypatch):
+    graph, stage, suspended = concurrent_graph(radical_in, monkeypatch, ())
+    one, other = graph.pipelines
+    assert not one.stages[0].post_exec()
+    assert (one.state, len(one.stages)) == (suspended, 1)
+    monkeypatch.setattr(graph.campaign, "follow", lambda ended: (stage, stage))
+    assert other.stages[0].post_exec() == [one.uid]
+    assert (len(one.stages), len(other.stages)) == (2, 2)
+    assert suspended not in (one.state, other.state)
+
+
+@pytest.mark.parametrize("how", ["over", "asked to end", "broken"])
+def test_at_the_end_no_pipeline_is_left_suspended(radical_in, monkeypatch, how):
+    graph, _, suspended = concurrent_graph(radical_in, monkeypatch, ())
+    one, other = graph.pipelines
+    one.stages[0].post_exec()
+    if how == "asked to end":
+        graph.campaign.layout.stop_request.touch()
+
+    def follow(ended):
+        if how == "broken":
+            raise ValueError(how)
+        graph.campaign.end("max_iterations", "over")
+        return ()
+
+    monkeypatch.setattr(graph.campaign, "follow", follow)
+    assert other.stages[0].post_exec() == [one.uid]
+    assert (one.state != suspended, other.state != suspended) == (True, True)
+    assert (len(one.stages), len(other.stages)) == (1, 1)
+
+
 def test_the_environment_of_a_task(tmp_path):
     launcher = {"ENTK_APP_HOME": "/home/me", "PYTHONPATH": "/elsewhere"}
     chosen = build_environment(launcher, task_spec(), tmp_path, LOCAL)
