@@ -26,7 +26,7 @@ def simulate_maps(n_frames: int) -> tuple[np.ndarray, np.ndarray, int]:
     lengths = np.full(4, n_frames // 4)
     positions = []
     for seed, length in enumerate(lengths, 1):
-        simulation, _, _ = md.create_context(built.start.topology, built.system, settings.simulate, seed, 1)
+        simulation, _ = md.create_context(built.start.topology, built.system, settings.simulate, seed, 1)
         simulation.context.setPositions(built.start.positions * 0.1)
         simulation.minimizeEnergy(maxIterations=100)
         simulation.context.setVelocitiesToTemperature(settings.simulate.temperature_k, seed)

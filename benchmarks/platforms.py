@@ -25,7 +25,7 @@ def main() -> None:
             for platform, found in speeds.items():
                 settings = build_settings(read_preset(preset)[1], assignments=[f"simulate.platform={platform}"])
                 built = build_system(settings, cache=Path(tempfile.gettempdir()))
-                simulation, _, _ = md.create_context(built.start.topology, built.system, settings.simulate, 1, 1)
+                simulation, _ = md.create_context(built.start.topology, built.system, settings.simulate, 1, 1)
                 simulation.context.setPositions(built.start.positions * 0.1)
                 simulation.minimizeEnergy(maxIterations=20)
                 simulation.step(20)

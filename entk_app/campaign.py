@@ -2,7 +2,8 @@
 
 A campaign is a chain of stages. After each, :meth:`Campaign.advance` reads what its tasks published, decides by
 the pure rules of :mod:`entk_app.steering`, records the decision, writes the orders of the next tasks and
-returns their stage. EnTK (:mod:`entk_app.workflow`) and the in-process runner walk the same chain.
+returns their stage. EnTK (:mod:`entk_app.workflow`) and the in-process runner walk the same chain, or the several
+chains of :mod:`entk_app.concurrent`, by :meth:`Campaign.begin` and :meth:`Campaign.follow`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from entk_app.records import (
     FrameRef,
     ModelRef,
     PilotRecord,
+    SegmentKey,
     SegmentRecord,
     SimulateTask,
     SimulationRecord,
@@ -53,7 +55,7 @@ from entk_app.records import (
 )
 from entk_app.results import Results
 from entk_app.settings import Settings
-from entk_app.steering import History
+from entk_app.steering import History, SimulationHistory
 
 logger = logging.getLogger(__name__)
 
@@ -165,9 +167,29 @@ class Campaign:
         taken = self.decisions[self._n_before :]
         return taken[-1] if taken and taken[-1].next == "stop" else None
 
-    def begin(self) -> StageSpec | None:
-        """The first stage of this pilot: of a new campaign, or of one that an earlier pilot left."""
-        return self.resume() if self.layout.decisions.exists() else self.start()
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """What is running."""
+        return () if self.stage is None else (self.stage,)
+
+    def begin(self) -> tuple[StageSpec, ...]:
+        """The first stages of this pilot, each the first of a chain: of a new campaign, or of one that was left.
+
+        Returns
+        -------
+        tuple of StageSpec
+            One here; none where a rule ends the campaign at once.
+        """
+        stage = self.resume() if self.layout.decisions.exists() else self.start()
+        return () if stage is None else (stage,)
+
+    def follow(self, ended: StageSpec) -> tuple[StageSpec, ...]:
+        """Take in a stage that has ended and return those that begin now: never more at a time than in the beginning.
+
+        None of several chains is over before :attr:`final_decision` is there.
+        """
+        following = self.advance()
+        return () if following is None else (following,)
 
     def start(self) -> StageSpec:
         """Take the first decision and return the first stage."""
@@ -192,25 +214,29 @@ class Campaign:
         RecordError
             The decisions or the records of the run folder cannot be read.
         """
+        going = self._reread()
+        if going is None:
+            return self.start()
+        stop = steering.find_stop(self._history(()), self.settings)
+        if stop is not None:
+            # Folded, or its simulated time is reached: no pilot is needed to know that.
+            return self._apply(stop)
+        return self._skip_finished(self._build(going))
+
+    def _reread(self) -> Decision | None:
+        """Take in what is on disk; returns the last decision with something to do, None where there is none."""
         self.decisions = read_whole_lines(Decision, self.layout.decisions)
         self._n_before = self.results.n_decisions = len(self.decisions)
         pilots = list(read_lines(PilotRecord, self.layout.pilots))
         self._seconds_before = sum(max(0.0, (p.unix_end or p.unix_submitted) - p.unix_submitted) for p in pilots)
         self.n_failed_tasks = self.decisions[-1].n_failed_tasks if self.decisions else 0
-        last = None
         for decision in self.decisions:
             self.results.replay(decision.actions)
             self._write_simulations(decision)
-            last = decision if decision.next != "stop" else last
-        if last is None:
-            return self.start()
-        self.results.read_all()
-        self.has_begun = True
-        stop = steering.find_stop(self._history(()), self.settings)
-        if stop is not None:
-            # Folded, or its simulated time is reached: no pilot is needed to know that.
-            return self._apply(stop)
-        return self._skip_finished(self._build(last))
+        if self._going is not None:
+            self.results.read_all()
+            self.has_begun = True
+        return self._going
 
     def _skip_finished(self, stage: StageSpec) -> StageSpec | None:
         """The stage without the tasks whose result is there; the one after where none is left."""
@@ -249,7 +275,7 @@ class Campaign:
             )
         if self.stage.kind == "train":
             return self._after_training()
-        return self._after_analysis(self._collect_analysis())
+        return self._after_analysis(self._collect_analysis(self.stage.tasks[0].name))
 
     def _after_training(self) -> StageSpec | None:
         self._collect_models()
@@ -277,8 +303,7 @@ class Campaign:
         """
         if not self.has_begun:
             return
-        if self.stage is not None and any(task.kind == "simulate" for task in self.stage.tasks):
-            self._collect_segments(at_the_end=True)
+        self._collect_at_the_end()
         if self.final_decision is None:
             history = self._history(())
             self._record(
@@ -299,7 +324,7 @@ class Campaign:
         actions = [action for decision in self.decisions for action in decision.actions]
         return Snapshot(
             iteration=self.iteration,
-            stage=self.stage.kind if self.stage else "end",
+            stage="+".join(sorted({stage.kind for stage in self.stages})) or "end",
             n_frames=history.n_frames,
             min_rmsd_angstrom=history.min_rmsd_angstrom,
             n_alive=len(history.alive),
@@ -359,14 +384,22 @@ class Campaign:
             if at_the_end or self.is_over or not order.exists():
                 # Cut off rather than failed, or never asked.
                 continue
-            failure = self._note_failure(self._name_of(order), f"simulation {number}", order)
-            if failure.kind == "damaged":
-                # It is not the simulation's fault.
-                continue
-            self.results.simulations[number] = replace(
-                self.results.simulations[number], failures=simulation.failures + 1, failure=failure.reason
-            )
-            self.results.set_partial_aside(number, failure.reason)
+            self._count_failure(simulation, order)
+
+    def _collect_at_the_end(self) -> None:
+        if self.stage is not None and any(task.kind == "simulate" for task in self.stage.tasks):
+            self._collect_segments(at_the_end=True)
+
+    def _count_failure(self, simulation: SimulationHistory, order: Path) -> None:
+        """Count the task of a simulation as failed, unless something that it read is to blame."""
+        number = simulation.simulation
+        failure = self._note_failure(self._name_of(order), f"simulation {number}", order)
+        if failure.kind == "damaged":
+            return
+        self.results.simulations[number] = replace(
+            self.results.simulations[number], failures=simulation.failures + 1, failure=failure.reason
+        )
+        self.results.set_partial_aside(number, failure.reason)
 
     def _note_failure(self, name: str, what: str, order: Path) -> TaskFailure:
         """Count a task that published nothing as failed, and see to what it found damaged."""
@@ -397,13 +430,13 @@ class Campaign:
                 self._note_failure(train_task_name(self.iteration, latent_dim), what, order)
                 self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
 
-    def _collect_analysis(self) -> AnalysisRecord | None:
+    def _collect_analysis(self, task: str) -> AnalysisRecord | None:
         analysis, what = self.results.take_analysis(self.iteration), "the analysis"
         if analysis is not None:
             self._in_a_row[what] = 0
-        elif not self.is_over and self.stage is not None:
+        elif not self.is_over:
             order = self.layout.analysis_task(self.iteration)
-            self._note_failure(self.stage.tasks[0].name, f"analysis of iteration {self.iteration}", order)
+            self._note_failure(task, f"analysis of iteration {self.iteration}", order)
             self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
         return analysis
 
@@ -458,13 +491,16 @@ class Campaign:
         return 60.0 * (self.settings.simulate.segment_minutes or 0.0) if simulates else 0.0
 
     def _apply(self, decision: Decision) -> StageSpec | None:
-        self._record(decision)
-        self.results.replay(decision.actions)
-        self._write_simulations(decision)
+        self._take(decision)
         if decision.next == "stop":
             self.stage = None
             return None
         return self._enter(self._build(decision))
+
+    def _take(self, decision: Decision) -> None:
+        self._record(decision)
+        self.results.replay(decision.actions)
+        self._write_simulations(decision)
 
     def _write_simulations(self, decision: Decision) -> None:
         """The records of the simulations that a decision starts, where they are not there yet."""
@@ -517,36 +553,40 @@ class Campaign:
 
     def _order_segments(self, decision: Decision) -> tuple[TaskSpec, ...]:
         tasks = []
-        whole = _Rest(self.settings.frames_per_segment, self.settings.simulate.segment_minutes)
         for place, simulation in enumerate(self.results.alive):
-            segment, cores = simulation.next_segment, self.machine.simulation_cores(place)
             # Of a campaign that is taken up again some of it was simulated before.
-            rest = whole.after(*(s for s in simulation.segments if s.decision == decision.index))
-            if rest.is_done:
-                continue
-            order = self.layout.segment(simulation.simulation, segment).task
-            failure_of(order).unlink(missing_ok=True)
-            write_record(
-                order,
-                SimulateTask(
-                    simulation=simulation.simulation,
-                    segment=segment,
-                    iteration=decision.iteration,
-                    decision=decision.index,
-                    # A segment that failed is tried again with other random numbers.
-                    seed=self._seed(simulation.simulation, segment, simulation.failures),
-                    origin=simulation.origin,
-                    previous=simulation.segments[-1].segment if simulation.segments else None,
-                    n_frames=rest.n_frames,
-                    minutes=rest.minutes,
-                    cores=cores,
-                    gpus=self.machine.gpus_per_task,
-                    allow_cpu=self.machine.allow_cpu,
-                ),
-            )
-            name = self._name_of(order)
-            tasks.append(TaskSpec("simulate", name, order, cores, self.machine.gpus_per_task))
+            rest = self._whole.after(*(s for s in simulation.segments if s.decision == decision.index))
+            if not rest.is_done:
+                tasks.append(self._order_segment(simulation, decision, rest, self.machine.simulation_cores(place)))
         return tuple(tasks)
+
+    @property
+    def _whole(self) -> _Rest:
+        return _Rest(self.settings.frames_per_segment, self.settings.simulate.segment_minutes)
+
+    def _order_segment(self, simulation: SimulationHistory, decision: Decision, rest: _Rest, cores: int) -> TaskSpec:
+        segment = simulation.next_segment
+        order = self.layout.segment(simulation.simulation, segment).task
+        failure_of(order).unlink(missing_ok=True)
+        write_record(
+            order,
+            SimulateTask(
+                simulation=simulation.simulation,
+                segment=segment,
+                iteration=decision.iteration,
+                decision=decision.index,
+                # A segment that failed is tried again with other random numbers.
+                seed=self._seed(simulation.simulation, segment, simulation.failures),
+                origin=simulation.origin,
+                previous=simulation.segments[-1].segment if simulation.segments else None,
+                n_frames=rest.n_frames,
+                minutes=rest.minutes,
+                cores=cores,
+                gpus=self.machine.gpus_per_task,
+                allow_cpu=self.machine.allow_cpu,
+            ),
+        )
+        return TaskSpec("simulate", self._name_of(order), order, cores, self.machine.gpus_per_task)
 
     def _name_of(self, order: Path) -> str:
         """Name of a simulate task; a second try of the same has another."""
@@ -558,7 +598,7 @@ class Campaign:
     def _order_trainings(self, decision: Decision) -> tuple[TaskSpec, ...]:
         """Trainings on the frames from before the decision: the same for all models, also when some were cut off."""
         tasks, iteration = [], decision.iteration
-        segments = self.results.list_segments(before=decision.index)
+        segments = self._choose_training_segments(decision)
         for place, latent_dim in enumerate(self.settings.train.latent_dims):
             order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
             failure_of(order).unlink(missing_ok=True)
@@ -578,6 +618,9 @@ class Campaign:
             name = train_task_name(iteration, latent_dim)
             tasks.append(TaskSpec("train", name, order, cores, self.machine.gpus_per_task))
         return tuple(tasks)
+
+    def _choose_training_segments(self, decision: Decision) -> tuple[SegmentKey, ...]:
+        return self.results.list_segments(before=decision.index)
 
     def _build_analyse(self, attempt: int = 1) -> StageSpec:
         order = self.layout.analysis_task(self.iteration)

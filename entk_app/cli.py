@@ -630,12 +630,12 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     """Run on the pilot, and leave a summary whatever happens."""
     from rich.console import Console
 
-    from entk_app.campaign import Campaign
+    from entk_app.concurrent import make_campaign
     from entk_app.pilot import run_on_pilot
     from entk_app.progress import Progress
 
     console = Console()
-    campaign = Campaign(layout, settings, machine)
+    campaign = make_campaign(layout, settings, machine)
     nodes = f"{resource.nodes} nodes, " if resource.nodes > 1 else ""
     slots = machine.slots
     beside = f" beside {slots.learn} trainings" if slots.is_split else ""

@@ -188,6 +188,10 @@ class RunLayout:
     def simulation_record(self, simulation: int) -> Path:
         return self.simulation(simulation) / "simulation.json"
 
+    def end_request(self, simulation: int) -> Path:
+        """The task of this simulation ends in order when this file appears: a decision has ended it."""
+        return self.simulation(simulation) / "end.request"
+
     def start_structure(self, simulation: int) -> Path:
         return self.simulation(simulation) / "start.pdb"
 

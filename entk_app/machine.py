@@ -24,6 +24,8 @@ class Machine:
         Cores of a node, which a single task cannot exceed.
     allow_cpu : bool
         Whether a task that was given a GPU may run without it.
+    is_concurrent : bool
+        Whether learning has slots of its own at all times.
     """
 
     cores: int
@@ -32,8 +34,12 @@ class Machine:
     slot_cores: tuple[int, ...]
     node_cores: int
     allow_cpu: bool = False
+    is_concurrent: bool = False
 
     def simulation_cores(self, place: int) -> int:
+        if self.is_concurrent:
+            # Which simulations run beside one another is not known beforehand.
+            return min(self.slot_cores)
         return self.slot_cores[place % len(self.slot_cores)]
 
     def training_cores(self, place: int) -> int:
@@ -52,6 +58,10 @@ class Machine:
 
     @property
     def analysis_cores(self) -> int:
+        if self.is_concurrent:
+            # Simulations go on beside it. Over several nodes its slots may be on different ones.
+            is_one_node = self.cores == self.node_cores
+            return sum(self._learning_cores()) if is_one_node else self.slot_cores[-1]
         return min(self.cores, self.node_cores)
 
     @property
@@ -82,7 +92,7 @@ def divide_machine(
     -------
     Machine
         With GPUs and no word of the user, a quarter of them learns (at most one a model) and the others simulate:
-        12 + 4 on a DGX-2. Without GPUs the stages take turns on all cores.
+        12 + 4 on a DGX-2. Without GPUs the stages take turns on all cores, unless the coupling is concurrent.
 
     Raises
     ------
@@ -119,6 +129,7 @@ def divide_machine(
         slot_cores=slot_cores,
         node_cores=node_cores,
         allow_cpu=allow_cpu,
+        is_concurrent=settings.coupling == "concurrent",
     )
 
 
@@ -136,11 +147,18 @@ def _split_slots(settings: Settings, total: int, has_gpus: bool) -> Slots:
             f"{asked.md_slots + asked.ml_slots} slots: {asked.label} has {total} for this campaign; "
             "--set resource.md_slots=null --set resource.ml_slots=null takes what there is"
         )
-    if asked.md_slots is None and asked.ml_slots is None and not has_gpus:
+    is_concurrent = settings.coupling == "concurrent"
+    if asked.md_slots is None and asked.ml_slots is None and not has_gpus and not is_concurrent:
         return Slots(total, total, min(total, n_models))
-    learn = asked.ml_slots or (total - asked.md_slots if asked.md_slots else total // 4)
+    quarter = max(total // 4, int(is_concurrent))
+    learn = asked.ml_slots or (total - asked.md_slots if asked.md_slots else quarter)
     learn = min(learn, n_models)
     simulate = asked.md_slots or total - learn
+    if is_concurrent and not (learn and simulate):
+        raise SettingsError(
+            f"coupling = concurrent: learning needs a slot beside the simulations; {asked.label} has {total} for this "
+            f"campaign, {simulate} of them for simulations; take a larger resource, or coupling = staged"
+        )
     if not learn or not simulate:
         # Too few devices to set some aside: simulations and trainings take turns on all of them.
         return Slots(total, asked.md_slots or total, min(asked.ml_slots or total, n_models))

@@ -193,8 +193,8 @@ def _run(
             campaign.limit_time(log.find_deadline())
             campaign.find_deadline = log.compute_deadline
         prepare_environment(layout, resource, prefix)
-        stage = campaign.begin()
-        if stage is None:
+        stages = campaign.begin()
+        if not stages:
             # Over by a rule: no pilot is asked for.
             log.discard()
             return
@@ -207,8 +207,8 @@ def _run(
         manager = entk.AppManager(reattempts=1)
         manager.resource_desc = describe_resource(campaign.settings.resource, resource)
         python = prefix / "bin" / Path(sys.executable).name
-        workflow = AdaptiveWorkflow(campaign, layout, python, resource, stage, log.number)
-        manager.workflow = [workflow.pipeline]
+        workflow = AdaptiveWorkflow(campaign, layout, python, resource, stages, log.number)
+        manager.workflow = workflow.pipelines
         signals.pilot_state = lambda: _pilot_state(manager)
         with _watch_pilot(manager, campaign, layout, resource, log, guard, workflow):
             manager.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.live import Live
@@ -70,15 +71,17 @@ class Progress:
 
     def _line(self) -> Text:
         clock = _clock(time.monotonic() - self._began)
-        stage = self._campaign.stage
-        if stage is None:
+        stages = self._campaign.stages
+        if not stages:
             return Text(f"{clock} {'closing' if self._campaign.decisions else 'starting'} the pilot")
-        self._pilot_is_up = self._pilot_is_up or any(_has_begun(task) for task in stage.tasks)
+        self._pilot_is_up = self._pilot_is_up or any(
+            _has_begun(task) for stage in stages for task in stage.tasks
+        )
         if not self._pilot_is_up:
             return Text(f"{clock} starting the pilot")
         shot = self._campaign.snapshot()
         n_frames, lowest = shot.n_frames, shot.min_rmsd_angstrom
-        for running in self._running(stage):
+        for running in self._running(stages):
             n_frames += running.n_frames
             if running.min_rmsd_angstrom is not None:
                 lowest = min(lowest or running.min_rmsd_angstrom, running.min_rmsd_angstrom)
@@ -89,11 +92,11 @@ class Progress:
             f"{shot.n_alive} alive, {shot.n_purged} purged"
         )
 
-    def _running(self, stage: StageSpec) -> list[SegmentProgress | SegmentRecord]:
-        """What the tasks of a simulate stage have so far: whole segments and those being written."""
+    def _running(self, stages: Iterable[StageSpec]) -> list[SegmentProgress | SegmentRecord]:
+        """What the tasks of simulate stages have so far: whole segments and those being written."""
         found: list[SegmentProgress | SegmentRecord] = []
         layout = self._campaign.layout
-        for task in stage.tasks if stage.kind == "simulate" else ():
+        for task in (task for stage in stages if stage.kind == "simulate" for task in stage.tasks):
             place = layout.find_segment(task.output)
             if place is None:
                 continue

@@ -145,7 +145,8 @@ class SimulateTask(Record):
 
 
 #: Why a segment ends. ``save``: its simulation goes on in the same task, which only made sure of what there was.
-EndedBy = Literal["length", "clock", "save", "stop_request", "walltime", "budget"]
+#: ``decision``: its simulation was purged or ended while it ran.
+EndedBy = Literal["length", "clock", "save", "decision", "stop_request", "walltime", "budget"]
 
 
 class SegmentRecord(Record):

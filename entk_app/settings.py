@@ -289,6 +289,11 @@ class Settings(_Group):
     """
 
     seed: int = Field(1, ge=0, lt=2**31, description="all random numbers of the campaign follow from it")
+    coupling: Literal["staged", "concurrent"] = Field(
+        "staged",
+        description="staged: simulate, train and analyse follow one another; concurrent: simulations go on segment "
+        "after segment while models train and frames are analysed on slots of their own",
+    )
     system: SystemSettings = Field(default_factory=SystemSettings)
     simulate: SimulateSettings = Field(default_factory=SimulateSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)

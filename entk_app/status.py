@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from entk_app.settings import Settings
 from entk_app.steering import SimulationHistory, find_last_outlier
 
 State = Literal["starting", "running", "ending", "ended", "dead"]
-Stage = Literal["simulate", "train", "simulate+train", "analyse", "none"]
+Stage = Literal["simulate", "train", "simulate+train", "analyse", "simulate+analyse", "none"]
 
 #: Iterations whose mean length the end is estimated from.
 _RECENT = 5
@@ -227,7 +228,9 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
         ),
         iterations=_describe_iterations(run.segments),
         ends=estimate_ends(run) if state == "running" else (),
-        n_failed_tasks=run.summary.n_failed_tasks if run.summary and state == "ended" else len(failed),
+        n_failed_tasks=run.summary.n_failed_tasks
+        if run.summary and state == "ended"
+        else max(len(failed), last.n_failed_tasks if last else 0),
         failed_tasks=tuple(
             FailedTask(name=name, logs=tuple(sorted(map(str, logs.glob(f"tasks*/{name}/*.err")))))
             for name in failed[-_MAX_FAILED:]
@@ -274,6 +277,8 @@ def _find_stage(run: RunState) -> _StageCount:
     if going is None:
         return _StageCount("none")
     iteration, wanted = going.iteration, set(run.settings.train.latent_dims)
+    if run.settings.coupling == "concurrent":
+        return _find_concurrent_stage(run, going, wanted)
     if going.next != "simulate" and iteration in run.to_analyse:
         return _StageCount("analyse", int(iteration in run.analysed), 1)
     alive = [simulation for simulation in run.simulations.values() if simulation.alive]
@@ -284,6 +289,16 @@ def _find_stage(run: RunState) -> _StageCount:
     if going.next == "learn":
         return _StageCount("train", n_trained, len(wanted))
     return _StageCount("simulate+train", n_simulated + n_trained, len(alive) + len(wanted))
+
+
+def _find_concurrent_stage(run: RunState, going: Decision, wanted: set[int]) -> _StageCount:
+    """Learning's step: simulations go on all the time. Before it, how many simulations have given frames."""
+    if going.next == "simulate":
+        alive = [simulation for simulation in run.simulations.values() if simulation.alive]
+        return _StageCount("simulate", sum(bool(simulation.segments) for simulation in alive), len(alive))
+    if going.iteration in run.to_analyse:
+        return _StageCount("simulate+analyse", int(going.iteration in run.analysed), 1)
+    return _StageCount("simulate+train", len(run.trained.get(going.iteration, set()) & wanted), len(wanted))
 
 
 def _is_done(simulation: SimulationHistory, going: Decision) -> bool:
@@ -304,9 +319,13 @@ def _describe_activity(run: RunState, state: State, stage: _StageCount) -> str:
         return "its tasks save what they have, the pilot closes"
     if state != "running":
         return ""
+    if run.settings.coupling == "concurrent" and stage.kind == "simulate":
+        return "simulates the initial frames"
     if stage.n_done == stage.n_tasks:
         return f"{stage.kind} is done, deciding"
-    return "looks for outliers" if stage.kind == "analyse" else f"{stage.kind}, {stage.n_done} of {stage.n_tasks} done"
+    if stage.kind.endswith("analyse"):
+        return "looks for outliers"
+    return f"{stage.kind}, {stage.n_done} of {stage.n_tasks} done"
 
 
 def _describe_end(run: RunState, state: State) -> str:
@@ -353,12 +372,15 @@ def find_logs(run: RunState, layout: RunLayout) -> Path:
 
 def _describe_slot(run: RunState, simulation: SimulationHistory, stage: Stage, state: State) -> SlotStatus:
     going, start, settings = run.going, run.starts[simulation.simulation], run.settings
-    is_done = going is not None and _is_done(simulation, going)
+    is_concurrent = settings.coupling == "concurrent"
+    is_done = not is_concurrent and going is not None and _is_done(simulation, going)
     progress = None if is_done or state in ("ended", "dead") else run.progress.get(simulation.simulation)
     segments, running = simulation.segments, progress.n_frames if progress else 0
-    asked = [s.n_frames for s in segments if going is not None and s.decision == going.index]
+    saved = len(segments) - len(list(itertools.takewhile(lambda s: s.ended_by == "save", reversed(segments))))
+    in_task = segments[saved:] if is_concurrent else [s for s in segments if going and s.decision == going.index]
+    asked = [s.n_frames for s in in_task]
     activity: Literal["simulates", "waits", "done", "idle"] = "idle"
-    if state in ("starting", "running", "ending") and stage in ("simulate", "simulate+train"):
+    if state in ("starting", "running", "ending") and stage.startswith("simulate"):
         activity = "done" if is_done else "simulates" if progress or asked else "waits"
     n_frames = simulation.n_frames + running
     lows = [s.min_rmsd_angstrom for s in segments] + ([progress.min_rmsd_angstrom] if progress else [])
@@ -524,6 +546,12 @@ def _find_failed(run: RunState) -> list[str]:
     """Names of the tasks whose stage is over and that published nothing, oldest first."""
     going, last = run.going, run.last
     failed: list[str] = []
+    if run.settings.coupling == "concurrent":
+        # A simulation that fails is tried again at once; the decisions count it.
+        learned = {decision.iteration for decision in run.decisions if decision.next == "simulate+learn"}
+        for iteration in sorted(learned):
+            failed += _find_failed_learning(run, iteration, is_over=going is not None and iteration < going.iteration)
+        return failed
     alive: set[int] = set()
     tries: dict[int, int] = {}
     published = {(s.simulation, s.decision): s.segment for s in run.segments if s.ended_by != "save"}

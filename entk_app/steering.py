@@ -235,6 +235,48 @@ def decide_after_analysis(
     return decision.model_copy(update={"n_outliers": n_outliers})
 
 
+def decide_refill(
+    history: History,
+    analysis: AnalysisRecord | None,
+    settings: Settings,
+    n_slots: int,
+    following: Literal["simulate", "simulate+learn"],
+) -> Decision | None:
+    """Between two analyses, where simulations do not wait for one: as many simulations as there are slots.
+
+    Simulations that keep failing are ended; slots that are free start from the newest analysis' outliers.
+
+    Parameters
+    ----------
+    history : History
+    analysis : AnalysisRecord or None
+        The newest.
+    settings : Settings
+    n_slots : int
+        Simulations at a time.
+    following : str
+        ``next`` of the decision: what goes on.
+
+    Returns
+    -------
+    Decision or None
+        None where nothing changes.
+    """
+    ended, alive = _end_failed(history.alive)
+    last_outliers = {s.simulation: find_last_outlier(s, analysis) for s in alive}
+    by_staleness = sorted(alive, key=lambda s: _staleness(s, last_outliers[s.simulation]), reverse=True)
+    released = [
+        Action(kind="end", simulation=s.simulation, reason=f"this pilot has slots for {n_slots} simulations")
+        for s in by_staleness[: max(0, len(alive) - n_slots)]
+    ]
+    candidates = [] if analysis is None else list(rank_restarts(analysis.outliers, history, settings))
+    starts = _fill_slots(n_slots - len(alive), candidates, _next_id(history))
+    if not (ended or released or starts):
+        return None
+    reason = f"{len(ended) + len(released)} ended, {len(starts)} started in free slots"
+    return _decision(history, following, reason, (*ended, *released, *starts))
+
+
 def _release(simulations: Iterable[SimulationHistory]) -> list[Action]:
     return [
         Action(kind="end", simulation=s.simulation, reason="its slot goes to learning after the initial phase")

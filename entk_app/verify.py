@@ -345,7 +345,10 @@ def _check_orphans(layout: RunLayout, found: Findings) -> None:
         if path.name not in _TOP and not path.name.endswith(".tmp"):
             found.add(path, "orphaned: it is no part of a run folder")
     for folder, known in (
-        ("simulations/*", r"simulation\.json|start\.pdb|segment-\d{4,}(\.partial|\.task\.json|\.failure\.json)?"),
+        (
+            "simulations/*",
+            r"(simulation\.json|start\.pdb|end\.request)|segment-\d{4,}(\.partial|\.task\.json|\.failure\.json)?",
+        ),
         ("models/iteration-*", r"latent-\d+(\.partial|\.task\.json|\.failure\.json)?"),
         ("analysis", r"iteration-\d{4,}(\.json|\.task\.json|\.failure\.json)"),
     ):

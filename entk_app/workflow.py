@@ -1,4 +1,4 @@
-"""The campaign as an EnTK Pipeline: stages of tasks, and the post_exec that extends it with the next stage."""
+"""The campaign as EnTK Pipelines: stages of tasks, and the post_exec that extends them with the next stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 class AdaptiveWorkflow:
-    """Turns a campaign's stages into one EnTK Pipeline that grows as the campaign decides.
+    """Turns a campaign's chains of stages into EnTK Pipelines that grow as the campaign decides.
 
     Parameters
     ----------
@@ -39,20 +39,27 @@ class AdaptiveWorkflow:
     python : Path
         Interpreter of the tasks that have no environment of their own, likewise.
     resource : Resource
-    stage : StageSpec
-        The first one.
+    stages : sequence of StageSpec
+        The first ones, each of a pipeline.
     pilot : int
         Number of this pilot among those of the campaign.
 
     Attributes
     ----------
-    pipeline : radical.entk.Pipeline
+    pipelines : list of radical.entk.Pipeline
+        One that has nothing to do for now is suspended.
     error : BaseException or None
         What stopped the campaign inside a ``post_exec``; EnTK itself would hang on it.
     """
 
     def __init__(
-        self, campaign: Campaign, layout: RunLayout, python: Path, resource: Resource, stage: StageSpec, pilot: int = 0
+        self,
+        campaign: Campaign,
+        layout: RunLayout,
+        python: Path,
+        resource: Resource,
+        stages: Sequence[StageSpec],
+        pilot: int = 0,
     ) -> None:
         from radical import entk
 
@@ -63,17 +70,22 @@ class AdaptiveWorkflow:
         self.resource = resource
         self.pilot = pilot
         self.error: BaseException | None = None
-        self.pipeline = entk.Pipeline()
-        self.pipeline.name = "campaign"
-        self.pipeline.add_stages(self._build_stage(stage))
+        self.pipelines = [self._build_pipeline(place, stage) for place, stage in enumerate(stages)]
+        self._waiting: list[Any] = []
 
-    def _build_stage(self, spec: StageSpec) -> Any:
+    def _build_pipeline(self, place: int, stage: StageSpec) -> Any:
+        pipeline = self._entk.Pipeline()
+        pipeline.name = f"campaign.{place:04d}"
+        pipeline.add_stages(self._build_stage(stage, pipeline))
+        return pipeline
+
+    def _build_stage(self, spec: StageSpec, pipeline: Any) -> Any:
         stage = self._entk.Stage()
         # EnTK wants a stage's name before its tasks.
         stage.name = spec.name
         for task in spec.tasks:
             stage.add_tasks(self._build_task(task))
-        stage.post_exec = self._extend
+        stage.post_exec = lambda: self._extend(pipeline, spec)
         return stage
 
     def _build_task(self, spec: TaskSpec) -> Any:
@@ -104,21 +116,47 @@ class AdaptiveWorkflow:
             }
         return task
 
-    def _extend(self) -> None:
-        """The post_exec of every stage: take its results in, decide, append the next stage."""
-        if self.campaign.layout.stop_request.exists():
-            # The campaign is being ended from outside: tasks that a batch system killed have not failed.
-            return
+    def _extend(self, pipeline: Any, ended: StageSpec) -> list[str]:
+        """The post_exec of every stage: take its results in, decide, append what follows.
+
+        Returns
+        -------
+        list of str
+            Pipelines that go on: EnTK advances them.
+        """
+        is_asked_to_end = self.campaign.layout.stop_request.exists() and self.campaign.final_decision is None
+        if is_asked_to_end or self.error is not None:
+            # From outside: tasks that a batch system killed have not failed.
+            return self._wake()
         try:
-            following = self.campaign.advance()
-            if following is not None:
-                self.pipeline.add_stages(self._build_stage(following))
+            following = self.campaign.follow(ended)
+            pipelines = [pipeline, *self._waiting]
+            for chosen, stage in zip(pipelines, following, strict=False):
+                chosen.add_stages(self._build_stage(stage, chosen))
+            if self.campaign.final_decision is not None:
+                return self._wake()
+            woken = self._wake(max(0, len(following) - 1))
+            if not following:
+                pipeline.suspend()
+                self._waiting.append(pipeline)
+            return woken
         except BaseException as error:
-            # Anything raised here would kill EnTK's thread and hang run(): keep it, and let the pipeline end.
+            # Anything raised here would kill EnTK's thread and hang run(): keep it, and let the pipelines end.
             self.error = error
-            if find_trouble(self.campaign.layout.root) is None:
+            trouble = find_trouble(self.campaign.layout.root)
+            if trouble is None:
                 # Else the folder is to blame, and the launcher says so.
-                logger.exception("the decision after stage %s failed", self.campaign.stage)
+                logger.exception("the decision after stage %s failed", ended.name)
+                self.campaign.layout.stop_request.touch()
+            return self._wake()
+
+    def _wake(self, count: int | None = None) -> list[str]:
+        """So many of the pipelines that have nothing to do go on, or all: one without a new stage is over."""
+        woken = self._waiting[:count]
+        del self._waiting[:count]
+        for pipeline in woken:
+            pipeline.resume()
+        return [pipeline.uid for pipeline in woken]
 
 
 def build_pre_exec(lines: tuple[str, ...]) -> list[str]:

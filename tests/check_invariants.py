@@ -131,6 +131,10 @@ def check_purges(run: Path, settings: dict, decisions: list[dict], segments: dic
         if decision["n_outliers"] is None or not analysis.exists() or decision["next"] == "stop":
             continue
         outliers = [outlier["frame"] for outlier in read_json(analysis)["outliers"]]
+        # Where simulations do not wait, a decision knows what its analysis was ordered to look at.
+        order = read_json(analysis.with_suffix(".task.json"))
+        analysed = {(key["simulation"], key["segment"]) for key in order["segments"]}
+        knows_all = settings.get("coupling", "staged") == "staged"
         for action in judged:
             number = action["simulation"]
             known = {n: r for n, r in segments.get(number, {}).items() if r["decision"] < decision["index"]}
@@ -142,6 +146,7 @@ def check_purges(run: Path, settings: dict, decisions: list[dict], segments: dic
                 n: note for n, note in aside.items()
                 if note["before_decision"] > decision["index"] and note["decision"] < decision["index"]
             }  # fmt: skip
+            known = {n: r for n, r in known.items() if knows_all or (number, n) in analysed}
             first = {n: sum(known[m]["n_frames"] for m in known if m < n) for n in known}
             n_frames = sum(record["n_frames"] for record in known.values())
             own = [o for o in outliers if o["simulation"] == number and o["segment"] in known]

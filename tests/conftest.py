@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ import pytest
 from browser import open_chromium, skip_without_chromium
 from throwaway_slurm import SlurmUnavailable, ThrowawaySlurm, check_available
 
+from entk_app import inprocess
 from entk_app.campaign import Campaign
+from entk_app.concurrent import make_campaign
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
 from entk_app.machine import divide_machine
 from entk_app.run_folder import create_run_folder
 from entk_app.settings import Settings, build_settings, read_preset
 from entk_app.systems import build_system, write_system
+from entk_app.tasks import run_task
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +49,7 @@ def prepare(root: Path, settings: Settings, cores: int = 2, gpus: int = 0) -> Ca
     built = build_system(settings, cache=root.parent / ".cache")
     create_run_folder(layout, settings, ["test"]).release()
     write_system(built, layout)
-    return Campaign(layout, settings, divide_machine(settings, cores, gpus, allow_cpu=True))
+    return make_campaign(layout, settings, divide_machine(settings, cores, gpus, allow_cpu=True))
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +58,28 @@ def tiny_campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     campaign = prepare(tmp_path_factory.mktemp("tiny") / "run", tiny_settings(), cores=3)
     run_campaign(campaign)
     return campaign
+
+
+class Killed(BaseException):
+    """As a SIGKILL does, it goes past everything that catches errors."""
+
+
+@pytest.fixture
+def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the n-th task from now on, and with it the launcher, die before it has published anything."""
+
+    def arm(count: int) -> None:
+        left = [count]
+
+        def run(kind: str, root: Path, order: Path) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            run_task(kind, root, order)
+
+        monkeypatch.setattr(inprocess, "run_task", run)
+
+    return arm
 
 
 def collect_logs(folder: Path, n_lines: int = 15) -> str:

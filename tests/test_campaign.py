@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from check_invariants import check_invariants
 from check_run import check_run
-from conftest import prepare, tiny_settings
+from conftest import Killed, prepare, tiny_settings
 
 from entk_app import campaign as campaign_module
 from entk_app.campaign import Campaign
@@ -311,29 +311,6 @@ def test_names_are_what_entk_takes(tiny_campaign, tmp_path):
     names = [stage.name, *(task.name for task in stage.tasks)]
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.") for name in names)
     assert campaign_module.StageSpec is type(stage)
-
-
-class Killed(BaseException):
-    """As a SIGKILL does, it goes past everything that catches errors."""
-
-
-@pytest.fixture
-def kill_after(monkeypatch):
-    """Let the n-th task from now on, and with it the launcher, die before it has published anything."""
-    from entk_app import inprocess
-
-    def arm(count):
-        left = [count]
-
-        def run(kind, root, order):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            run_task(kind, root, order)
-
-        monkeypatch.setattr(inprocess, "run_task", run)
-
-    return arm
 
 
 def what_was_decided(layout):

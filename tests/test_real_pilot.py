@@ -13,6 +13,7 @@ import psutil
 import pytest
 from browser import check_figures, check_three_dimensions, find_errors, show
 from check_accounting import check_accounting
+from check_invariants import check_invariants
 from check_report import Page, check_report
 from check_run import check_run
 from conftest import collect_logs
@@ -275,3 +276,44 @@ def test_both_pilots_of_a_resumed_campaign_are_kept(killed_and_resumed):
     assert list((run / "logs" / "tasks-0001").glob("analyse.*"))
     # Two pilots, one of them killed: the parts still add up, and agree with the tasks' own clocks.
     check_accounting(run)
+
+
+#: Segments that take longer than an iteration of learning: who is purged is ended within one.
+CONCURRENT = [
+    "--run-dir", "run", "--seed", "7", "--set", "coupling=concurrent", "--set", "simulate.segment_ns=3",
+    "--set", "train.latent_dims=[3]", "--set", "train.epochs=3", "--set", "steering.min_frames=100",
+    "--set", "steering.window=50", "--set", "steering.min_restarts=1", "--set", "stop.target_rmsd_angstrom=0.1",
+    "--set", "stop.max_iterations=2", "--set", "resource.cores=2",
+]  # fmt: skip
+
+
+def test_simulations_go_on_while_models_train_also_after_a_kill(tmp_path):
+    run = tmp_path / "run"
+    process = start(CONCURRENT, tmp_path)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(run.glob("models/iteration-0002/*.partial")) and not list(run.glob("models/*/*/model.json")):
+            assert process.poll() is None, "the campaign ended by itself\n" + collect_logs(tmp_path)
+            assert time.monotonic() < deadline, "no training began\n" + collect_logs(tmp_path)
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+        resumed = run_to_end(["--resume", "run"], tmp_path)
+    finally:
+        end_everything(process, tmp_path)
+        process.stdout.close()
+    assert resumed.returncode == 0, resumed.stdout + collect_logs(tmp_path)
+    assert resumed.left == {}
+    summary = read_summary(run)
+    assert (summary["stop_reason"], summary["n_iterations"], summary["n_failed_tasks"]) == ("max_iterations", 2, 0)
+    assert check_invariants(run)["restarts"] >= 1
+    check_run(run, every=20)
+    check_accounting(run)
+    segments = [json.loads(path.read_text()) for path in run.glob("simulations/*/segment-*/segment.json")]
+    # Purged within its segment, not after it.
+    assert any(segment["ended_by"] == "decision" and segment["n_frames"] < 750 for segment in segments)
+    for path in run.glob("models/iteration-0003/*/model.json"):
+        model = json.loads(path.read_text())
+        beside = [s for s in segments if s["unix_start"] < model["unix_end"] and s["unix_end"] > model["unix_start"]]
+        assert {segment["iteration"] for segment in beside} >= {3}
+        assert not (run / "stop.request").exists()

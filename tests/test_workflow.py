@@ -32,7 +32,7 @@ def workflow(tmp_path, *assignments, resource=None) -> AdaptiveWorkflow:
     campaign = Campaign(
         campaign.layout, campaign.settings, divide_machine(campaign.settings, found.cores, found.gpus, found.nodes)
     )
-    return AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), found, campaign.start())
+    return AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), found, campaign.begin())
 
 
 def task_spec(kind="simulate", cores=3, gpus=0) -> TaskSpec:
@@ -47,7 +47,7 @@ SLURM = find_resource(ResourceSettings(label="slurm.cluster", cores_per_node=96,
 
 def test_a_stage_has_a_task_a_slot_with_its_cores(radical_in):
     graph = workflow(radical_in)
-    (stage,) = graph.pipeline.stages
+    (stage,) = graph.pipelines[0].stages
     tasks = list(stage.tasks)
     assert len(tasks) == LOCAL.cores
     assert all(task.cpu_reqs["cpu_threads"] == 1 and not task.gpu_reqs["gpu_processes"] for task in tasks)
@@ -57,7 +57,7 @@ def test_a_stage_has_a_task_a_slot_with_its_cores(radical_in):
 
 def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in):
     graph = workflow(radical_in, resource=ResourceSettings(label="ornl.dgx2"))
-    tasks = list(graph.pipeline.stages[0].tasks)
+    tasks = list(graph.pipelines[0].stages[0].tasks)
     assert len(tasks) == 16
     assert all(task.gpu_reqs["gpu_processes"] == 1 and task.gpu_reqs["gpu_process_type"] == "CUDA" for task in tasks)
     assert sum(task.cpu_reqs["cpu_threads"] for task in tasks) == 96
@@ -65,13 +65,13 @@ def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in
 
 def test_under_srun_the_device_is_slurms_to_give(radical_in):
     asked = ResourceSettings(label="slurm.cluster", cores_per_node=96, gpus_per_node=16, submit=True)
-    tasks = list(workflow(radical_in, resource=asked).pipeline.stages[0].tasks)
+    tasks = list(workflow(radical_in, resource=asked).pipelines[0].stages[0].tasks)
     assert all(task.gpu_reqs["gpu_processes"] == 1 and not task.gpu_reqs["gpu_process_type"] for task in tasks)
 
 
 def test_a_stage_of_its_own_environment_runs_its_python(radical_in, tmp_path):
     graph = workflow(radical_in, f"resource.environments.simulate={tmp_path}")
-    assert {task.executable for task in graph.pipeline.stages[0].tasks} == {str(tmp_path / "bin" / "python")}
+    assert {task.executable for task in graph.pipelines[0].stages[0].tasks} == {str(tmp_path / "bin" / "python")}
 
 
 def test_an_environment_that_cannot_run_tasks_is_refused(tmp_path):
@@ -99,27 +99,27 @@ def test_a_variable_reaches_a_task_as_it_is(tmp_path, home):
     assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == home
 
 
-def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError("the decision failed"), SystemExit(1)])
+def test_post_exec_keeps_what_went_wrong_and_never_raises(radical_in, monkeypatch, error):
     graph = workflow(radical_in)
 
-    for error in (ValueError("the decision failed"), SystemExit(1)):
+    def fail(ended):
+        raise error
 
-        def fail(error=error):
-            raise error
-
-        monkeypatch.setattr(graph.campaign, "advance", fail)
-        graph.pipeline.stages[0].post_exec()
-        assert graph.error is error
-    assert len(graph.pipeline.stages) == 1
+    monkeypatch.setattr(graph.campaign, "follow", fail)
+    graph.pipelines[0].stages[0].post_exec()
+    assert graph.error is error
+    assert graph.campaign.layout.stop_request.exists()  # what else runs ends in order
+    assert len(graph.pipelines[0].stages) == 1
 
 
 def test_post_exec_decides_nothing_once_the_campaign_is_being_ended(radical_in, monkeypatch):
     graph = workflow(radical_in)
-    monkeypatch.setattr(graph.campaign, "advance", lambda: pytest.fail("must not decide"))
+    monkeypatch.setattr(graph.campaign, "follow", lambda ended: pytest.fail("must not decide"))
     graph.campaign.layout.stop_request.touch()
-    graph.pipeline.stages[0].post_exec()
+    graph.pipelines[0].stages[0].post_exec()
     assert graph.error is None
-    assert len(graph.pipeline.stages) == 1
+    assert len(graph.pipelines[0].stages) == 1
 
 
 def test_post_exec_appends_the_next_stage(radical_in):
@@ -128,9 +128,51 @@ def test_post_exec_appends_the_next_stage(radical_in):
     graph = workflow(radical_in)
     for task in graph.campaign.stage.tasks:
         run_task(task.kind, graph.campaign.layout.root, task.order)
-    graph.pipeline.stages[0].post_exec()
-    assert [len(stage.tasks) for stage in graph.pipeline.stages] == [2, 2]
-    assert {task.arguments[2] for task in graph.pipeline.stages[1].tasks} == {"train"}
+    graph.pipelines[0].stages[0].post_exec()
+    assert [len(stage.tasks) for stage in graph.pipelines[0].stages] == [2, 2]
+    assert {task.arguments[2] for task in graph.pipelines[0].stages[1].tasks} == {"train"}
+
+
+def concurrent_graph(tmp_path, monkeypatch, *answers):
+    """Two pipelines, and what the campaign answers when their stages end, one after the other."""
+    from radical import entk
+
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=concurrent"))
+    graph = AdaptiveWorkflow(campaign, campaign.layout, Path(sys.executable), LOCAL, campaign.begin())
+    monkeypatch.setattr(campaign, "follow", lambda ended: answers[len(asked.append(ended) or asked) - 1])
+    asked = []
+    return graph, campaign.stages[0], entk.states.SUSPENDED
+
+
+def test_a_pipeline_without_work_is_suspended_until_there_is_some(radical_in, monkeypatch):
+    graph, stage, suspended = concurrent_graph(radical_in, monkeypatch, ())
+    one, other = graph.pipelines
+    assert not one.stages[0].post_exec()
+    assert (one.state, len(one.stages)) == (suspended, 1)
+    monkeypatch.setattr(graph.campaign, "follow", lambda ended: (stage, stage))
+    assert other.stages[0].post_exec() == [one.uid]
+    assert (len(one.stages), len(other.stages)) == (2, 2)
+    assert suspended not in (one.state, other.state)
+
+
+@pytest.mark.parametrize("how", ["over", "asked to end", "broken"])
+def test_at_the_end_no_pipeline_is_left_suspended(radical_in, monkeypatch, how):
+    graph, _, suspended = concurrent_graph(radical_in, monkeypatch, ())
+    one, other = graph.pipelines
+    one.stages[0].post_exec()
+    if how == "asked to end":
+        graph.campaign.layout.stop_request.touch()
+
+    def follow(ended):
+        if how == "broken":
+            raise ValueError(how)
+        graph.campaign.end("max_iterations", "over")
+        return ()
+
+    monkeypatch.setattr(graph.campaign, "follow", follow)
+    assert other.stages[0].post_exec() == [one.uid]
+    assert (one.state != suspended, other.state != suspended) == (True, True)
+    assert (len(one.stages), len(other.stages)) == (1, 1)
 
 
 def test_the_environment_of_a_task(tmp_path):

@@ -91,13 +91,22 @@ class Stopper:
     """Says when a task is to end in order, and why: asked to, or out of the pilot's time. Cheap to ask often.
 
     The deadline appears in the run folder once the pilot runs: a queued pilot's is not known when orders are written.
+
+    Parameters
+    ----------
+    layout : RunLayout
+    end_request : Path, optional
+        File that asks this very task to end.
     """
 
-    def __init__(self, layout: RunLayout) -> None:
+    def __init__(self, layout: RunLayout, end_request: Path | None = None) -> None:
         self._layout = layout
+        self._end_request = end_request
         self._deadline: Deadline | None = None
 
-    def __call__(self) -> Literal["stop_request", "walltime", "budget"] | None:
+    def __call__(self) -> Literal["decision", "stop_request", "walltime", "budget"] | None:
+        if self._end_request is not None and self._end_request.exists():
+            return "decision"
         if _terminated.is_set() or self._layout.stop_request.exists():
             return "stop_request"
         if self._deadline is None and self._layout.deadline.exists():

@@ -42,6 +42,19 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     """Simulate what the order asks for, and publish it segment by segment."""
     unix_start = time.time()
     task = read_record(SimulateTask, order)
+    stopper = Stopper(layout, layout.end_request(task.simulation))
+    try:
+        _run(layout, task, stopper, placement, unix_start)
+    except Interrupted as reason:
+        if stopper() != "decision":
+            raise
+        # As it was asked to: it has not failed.
+        logger.info("%s", reason)
+
+
+def _run(layout: RunLayout, task: SimulateTask, stopper: Stopper, placement: Placement, unix_start: float) -> None:
+    if stopper() is not None:
+        raise Interrupted(f"simulation {task.simulation} was ended before this segment began: there is nothing to keep")
     settings = build_settings(read_config(layout.settings))
     loaded = load_system(layout)
     start = find_start(layout, task, loaded)
@@ -51,7 +64,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     )
     logger.info("simulation %d on %s", task.simulation, platform)
     md.begin(simulation, start, settings.simulate, velocity_seed)
-    running = _Running(layout, task, settings, loaded, simulation, platform, placement, Stopper(layout))
+    running = _Running(layout, task, settings, loaded, simulation, platform, placement, stopper)
     segment, n_frames, minutes = task.segment, task.n_frames, task.minutes
     record = running.run_segment(segment, n_frames, minutes, unix_start)
     while record.ended_by == "save":

@@ -140,6 +140,16 @@ def test_a_stop_request_ends_a_segment_in_order(tmp_path):
     assert run_until_told(tmp_path, lambda layout: layout.stop_request.touch()).ended_by == "stop_request"
 
 
+def test_a_decision_ends_a_simulation_within_its_segment(tmp_path):
+    assert run_until_told(tmp_path, lambda layout: layout.end_request(0).touch()).ended_by == "decision"
+
+
+def test_a_simulation_that_was_ended_before_its_segment_began_has_not_failed(begun):
+    begun.layout.end_request(0).touch()
+    run_task("simulate", begun.layout.root, order(begun, 0, 1))
+    assert not list(begun.layout.simulation(0).glob("segment-0001*[!n]"))  # but its order
+
+
 def test_asked_to_stop_before_its_first_frame_a_segment_publishes_nothing(begun):
     begun.layout.stop_request.touch()
     with pytest.raises(Interrupted, match="before it began"):
