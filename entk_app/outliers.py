@@ -10,9 +10,9 @@ that is not core has all its neighbours within eps among those k, so i stops bei
 and the noise set at eps is {i : e(i) > eps}. One query of O(n k) memory serves every eps, where scikit-learn
 materialises all neighbourhoods (5 to 20 GB for 100,000 frames).
 
-Only the largest e(i) are asked for. Any k points near i, itself among them, bound c(i) and so e(i) from above; the points of
-the largest bounds are queried first, until no bound that is left exceeds the smallest e(i) that is wanted. The result
-is the same, of a million frames after some thousand queries (decision 0016).
+Only the largest e(i) are asked for. Any k points near i, itself among them, bound c(i) and so e(i) from above; the
+points of the largest bounds are queried first, until no bound that is left exceeds the smallest e(i) that is wanted.
+The result is the same, of a million frames after some thousand queries (decision 0016).
 """
 
 from __future__ import annotations
