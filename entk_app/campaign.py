@@ -634,6 +634,7 @@ class Campaign:
                 iteration=self.iteration,
                 models=tuple(ModelRef(iteration=m.iteration, latent_dim=m.latent_dim) for m in models),
                 segments=self.results.list_segments(),
+                min_rmsd_angstrom=self._history(()).min_rmsd_angstrom,
                 cores=self.machine.analysis_cores,
                 gpus=self.machine.gpus_per_task,
                 allow_cpu=self.machine.allow_cpu,

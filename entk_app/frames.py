@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,9 +26,6 @@ from entk_app.layout import RunLayout
 from entk_app.records import FrameRef, SegmentKey
 
 logger = logging.getLogger(__name__)
-
-#: Attribute of a dataset that other tasks add to a file: SHA-256 of its bytes.
-_CHECKSUM = "sha256"
 
 _LAYOUT = (
     "strict upper triangle (i < j) row by row, one bit a pair, most significant bit first, "
@@ -157,6 +157,31 @@ class Frames:
         )
 
 
+@dataclass(frozen=True)
+class FrameIndex:
+    """Which frame a row is where the frames of these segments stand one after another."""
+
+    keys: tuple[SegmentKey, ...]
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(key.n_frames for key in self.keys)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def ref(self, row: int) -> FrameRef:
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        key = self.keys[place]
+        return FrameRef(simulation=key.simulation, segment=key.segment, frame=int(row - self._starts[place]))
+
+
+def split_rows(values: NDArray[Any], keys: Sequence[SegmentKey]) -> dict[SegmentKey, NDArray[Any]]:
+    """Rows of segments that stand one after another, by segment."""
+    ends = np.cumsum([key.n_frames for key in keys])[:-1]
+    return dict(zip(keys, np.split(values, ends), strict=True))
+
+
 def read_packed_maps(path: Path) -> tuple[NDArray[np.uint8], int]:
     """Packed contact maps of a ``frames.h5``, shape (n_frames, n_bytes), and the number of residues."""
     with h5py.File(path, "r") as file:
@@ -231,79 +256,118 @@ def read_frames(layout: RunLayout, keys: Sequence[SegmentKey]) -> Frames:
     )
 
 
+def read_rmsd(layout: RunLayout, refs: Iterable[FrameRef]) -> dict[FrameRef, float | None]:
+    """CA-RMSD of single frames, ångström; None where there is no native structure. A file is read once.
+
+    Raises
+    ------
+    DamagedError
+        A file is not the one that was published.
+    """
+    by_segment: dict[tuple[int, int], list[FrameRef]] = {}
+    for ref in refs:
+        by_segment.setdefault((ref.simulation, ref.segment), []).append(ref)
+    rmsd: dict[FrameRef, float | None] = {}
+    for place, frames in by_segment.items():
+        paths = layout.segment(*place)
+        check_file(paths.frames, read_segment(paths).files)
+        with h5py.File(paths.frames, "r") as file:
+            values = file["rmsd_angstrom"][:] if "rmsd_angstrom" in file else None
+        rmsd |= {ref: None if values is None else float(values[ref.frame]) for ref in frames}
+    return rmsd
+
+
 def write_embeddings(path: Path, embeddings: Mapping[SegmentKey, NDArray[np.floating]]) -> None:
-    """Add latent coordinates, one dataset a segment: shape (n_frames, latent_dim), float32, with a checksum each."""
-    with h5py.File(path, "a") as file:
-        for key, values in embeddings.items():
-            name, latent = _embedding_name(key), np.ascontiguousarray(values, dtype="<f4")
-            if name in file:
-                del file[name]
-            file.create_dataset(name, data=latent).attrs[_CHECKSUM] = _checksum(latent)
+    """Add latent coordinates of segments, each of shape (n_frames, latent_dim), to those that the file has.
+
+    All of them are one dataset, ``latent`` (float32); ``segments`` says which rows are whose, ``sha256`` has a checksum
+    of each segment. The file is written anew as a whole: a reader sees it with the new ones or without.
+    """
+    merged = {**read_embeddings(path), **embeddings}
+    latent = np.concatenate([np.asarray(values, dtype="<f4") for values in merged.values()])
+    lengths = [len(values) for values in merged.values()]
+    starts = np.cumsum([0, *lengths[:-1]])
+    table = [(k.simulation, k.segment, start, n) for k, start, n in zip(merged, starts, lengths, strict=True)]
+    sums = [_checksum(key, latent[start : start + n]) for key, (_, _, start, n) in zip(merged, table, strict=True)]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file["latent"] = latent
+            file["segments"] = np.asarray(table, dtype="<i8")
+            file["segments"].attrs["columns"] = "simulation, segment, first row, rows"
+            file["sha256"] = np.frombuffer(b"".join(sums), dtype="u1").reshape(-1, 32)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def read_embeddings(path: Path, keys: Iterable[SegmentKey]) -> dict[SegmentKey, NDArray[np.float32]]:
+def read_embeddings(path: Path, keys: Iterable[SegmentKey] | None = None) -> dict[SegmentKey, NDArray[np.float32]]:
     """Those of the segments' latent coordinates that the file has as they were written; none where there is no file.
 
-    What is missing or damaged can be computed again from the model; a file that cannot be opened, as a task leaves
-    one that was killed while it wrote, is taken away.
+    What is missing or damaged can be computed again from the model; a file that cannot be opened is taken away.
     """
-    if not path.exists():
-        return {}
-    found: dict[SegmentKey, NDArray[np.float32]] = {}
     try:
-        with h5py.File(path, "r") as file:
-            for key in keys:
-                name = _embedding_name(key)
-                values = file[name][:] if name in file else np.empty(0, np.float32)
-                if len(values) == key.n_frames and file[name].attrs.get(_CHECKSUM) == _checksum(values):
-                    found[key] = values
+        return look_up_embeddings(path, keys)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         # HDF5 reports a broken file in each of these ways.
         logger.warning("%s cannot be read and is made anew: %s", path, error)
         path.unlink()
         return {}
-    return found
 
 
-def look_up_embeddings(path: Path, keys: Iterable[SegmentKey]) -> dict[SegmentKey, NDArray[np.float32]]:
+def look_up_embeddings(path: Path, keys: Iterable[SegmentKey] | None = None) -> dict[SegmentKey, NDArray[np.float32]]:
     """As :func:`read_embeddings`, for whoever only looks: a file that cannot be opened is left where it is.
 
     Raises
     ------
     OSError, RuntimeError, KeyError, ValueError
-        As HDF5 reports a file that is damaged, or that a task is writing to.
+        As HDF5 reports a file that is damaged.
     """
-    if not path.exists():
-        return {}
-    with h5py.File(path, "r") as file:
-        names = {key: _embedding_name(key) for key in keys}
-        found = {key: file[name] for key, name in names.items() if name in file}
-        values = {key: dataset[:] for key, dataset in found.items() if len(dataset) == key.n_frames}
-        return {key: v for key, v in values.items() if found[key].attrs.get(_CHECKSUM) == _checksum(v)}
+    return _read_embedded(path, keys)[0] if path.exists() else {}
 
 
 def find_altered_embeddings(path: Path) -> list[str]:
-    """Names of the datasets of latent coordinates that are not as they were written.
+    """Names of the segments whose latent coordinates are not as they were written.
 
     Raises
     ------
-    OSError
+    OSError, DataError
         The file cannot be read.
     """
-    altered = []
+    try:
+        return [f"simulation {key.simulation} segment {key.segment}" for key in _read_embedded(path)[1]]
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
 
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.attrs.get(_CHECKSUM) != _checksum(item[:]):
-            altered.append(name)
 
+def _read_embedded(
+    path: Path, keys: Iterable[SegmentKey] | None = None
+) -> tuple[dict[SegmentKey, NDArray[np.float32]], list[SegmentKey]]:
+    """Of these segments, or of all: the coordinates that are as they were written, and the segments whose are not."""
     with h5py.File(path, "r") as file:
-        file.visititems(visit)
-    return altered
+        places = {
+            SegmentKey(simulation=simulation, segment=segment, n_frames=n): (first, checksum.tobytes())
+            for (simulation, segment, first, n), checksum in zip(
+                file["segments"][:].tolist(), file["sha256"][:], strict=True
+            )
+        }
+        if keys is not None:
+            places = {key: places[key] for key in keys if key in places}
+        # One read of all rows between the first and the last that are asked for.
+        low = max(0, min((first for first, _ in places.values()), default=0))
+        high = max((first + key.n_frames for key, (first, _) in places.items()), default=0)
+        latent = file["latent"][low:high]
+    whole, altered = {}, []
+    for key, (first, checksum) in places.items():
+        values = latent[first - low : first - low + key.n_frames]
+        if len(values) == key.n_frames and _checksum(key, values) == checksum:
+            whole[key] = values
+        else:
+            altered.append(key)
+    return whole, altered
 
 
-def _checksum(values: NDArray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def _embedding_name(key: SegmentKey) -> str:
-    return f"simulation-{key.simulation:04d}/segment-{key.segment:04d}"
+def _checksum(key: SegmentKey, latent: NDArray[np.float32]) -> bytes:
+    """Of a segment's latent coordinates and of whose they are."""
+    identity = f"simulation {key.simulation} segment {key.segment}\n".encode()
+    return hashlib.sha256(identity + np.ascontiguousarray(latent, dtype="<f4").tobytes()).digest()

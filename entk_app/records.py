@@ -249,11 +249,12 @@ class ModelRef(Record):
 
 
 class AnalyseTask(Record):
-    """The order to an analyse task."""
+    """The order to an analyse task; ``min_rmsd_angstrom`` is the lowest of the segments, by their records."""
 
     iteration: int
     models: tuple[ModelRef, ...]
     segments: tuple[SegmentKey, ...]
+    min_rmsd_angstrom: float | None = None
     cores: int
     gpus: int
     allow_cpu: bool = False

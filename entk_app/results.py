@@ -40,7 +40,9 @@ from entk_app.steering import MAX_FAILURES, SimulationHistory
 _READERS = 4
 
 #: Where a process that is killed may leave a file that it had not given its name yet.
-_UNNAMED = (".*.tmp", "system/.*.tmp", "simulations/*/.*.tmp", "models/*/.*.tmp", "analysis/.*.tmp")
+_UNNAMED = (
+    ".*.tmp", "system/.*.tmp", "simulations/*/.*.tmp", "models/*/.*.tmp", "models/*/*/.*.tmp", "analysis/.*.tmp",
+)  # fmt: skip
 
 
 @dataclass

@@ -277,7 +277,9 @@ def _check_models(layout: RunLayout, found: Findings) -> dict[tuple[int, int], M
             altered = _try(found, paths.embeddings, partial(find_altered_embeddings, paths.embeddings))
             for name in altered or ():
                 found.add(paths.embeddings, f"coordinates of {name} are altered: the next analysis makes them anew")
-        strange = {path.name for path in folder.iterdir()} - set(record.files) - _OF_MODEL
+        # What an analysis is writing just now has no name yet.
+        there = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")}
+        strange = there - set(record.files) - _OF_MODEL
         if record.files and strange:
             found.add(folder, f"no record knows what is in it: {', '.join(sorted(strange))}")
     return models

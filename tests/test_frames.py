@@ -20,6 +20,7 @@ from entk_app.frames import (
     FrameWriter,
     read_columns,
     read_contact_maps,
+    find_altered_embeddings,
     read_embeddings,
     read_frames,
     read_start_positions,
@@ -185,6 +186,16 @@ def test_embeddings_are_kept_per_segment_and_only_whole_ones_are_given(tmp_path)
     found = read_embeddings(path, [one, two])
     assert {key.segment: float(values[0, 0]) for key, values in found.items()} == {0: 1.0, 1: 2.0}
     assert read_embeddings(path, [one.model_copy(update={"n_frames": 5})]) == {}
+
+
+def test_coordinates_that_are_said_to_be_of_another_segment_are_not_given(tmp_path):
+    path = tmp_path / "embeddings.h5"
+    one, two = (SegmentKey(simulation=0, segment=n, n_frames=4) for n in range(2))
+    write_embeddings(path, {one: np.ones((4, 3)), two: np.full((4, 3), 2.0)})
+    with h5py.File(path, "r+") as file:
+        file["segments"][:, 1] = [1, 0]
+    assert read_embeddings(path) == {}
+    assert len(find_altered_embeddings(path)) == 2
 
 
 def test_damaged_embeddings_are_made_anew(tmp_path):

@@ -129,10 +129,10 @@ def test_numbers_that_contradict_one_another_are_found(run):
 def test_altered_latent_coordinates_are_found(run):
     path = run.model(1, 3).embeddings
     with h5py.File(path, "r+") as file:
-        dataset = file["simulation-0000/segment-0000"]
-        dataset[2] = 7.0
+        first = file["segments"][:].tolist()[0]
+        file["latent"][first[2] + 2] = 7.0
     found = dict(verify_run(run).problems)
-    assert "simulation-0000/segment-0000" in found[path]
+    assert f"simulation {first[0]} segment {first[1]} " in found[path]
 
 
 def test_verify_changes_nothing(run):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entk_app.errors import DataError
-from entk_app.frames import Frames, read_embeddings, read_frames, write_embeddings
+from entk_app.frames import FrameIndex, Frames, read_embeddings, read_frames, read_rmsd, split_rows, write_embeddings
 from entk_app.integrity import check_file, read_model
 from entk_app.layout import RunLayout
 from entk_app.outliers import OutlierSet, find_outliers
@@ -20,11 +21,13 @@ from entk_app.records import (
     AnalyseTask,
     AnalysisRecord,
     Finding,
+    FrameRef,
     ModelOutliers,
     ModelRecord,
     ModelRef,
     Outlier,
     Placement,
+    SegmentKey,
     order_by_rmsd,
     read_record,
     write_record,
@@ -42,20 +45,25 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     settings = build_settings(read_config(layout.settings)).analyse
     records = [_read_model(layout, ref) for ref in task.models]
     best = choose_best(records)
-    frames = read_frames(layout, task.segments)
+    index = FrameIndex(task.segments)
+    if not len(index):
+        raise DataError("there are no frames to analyse")
+    # Models that lack the same segments share one reading of their maps.
+    read_maps = lru_cache(maxsize=1)(partial(read_frames, layout))
     seconds_encode = seconds_outliers = 0.0
     found: list[tuple[ModelRef, OutlierSet]] = []
     for ref in choose_models(records, settings.models):
         hang.beat()
         began = time.monotonic()
-        latent = encode_frames(layout, ref, frames, task.cores, task.gpus, task.allow_cpu)
+        latent = encode_frames(layout, ref, task, read_maps)
         seconds_encode += time.monotonic() - began
         hang.beat()
         began = time.monotonic()
         found.append((ref, find_outliers(latent, settings.max_outliers, settings.min_samples, workers=task.cores)))
         seconds_outliers += time.monotonic() - began
-    outliers = join_outliers(found, frames)
-    rmsd = frames.rmsd_angstrom
+    del read_maps
+    refs = {row: index.ref(row) for _, result in found for row in result.rows.tolist()}
+    outliers = join_outliers(found, refs, read_rmsd(layout, refs.values()))
     write_record(
         layout.analysis(task.iteration),
         AnalysisRecord(
@@ -66,14 +74,14 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
                     model=ref,
                     eps=result.eps,
                     min_samples=settings.min_samples,
-                    n_frames=len(frames),
+                    n_frames=len(index),
                     n_outliers=len(result.rows),
                 )
                 for ref, result in found
             ),
             outliers=outliers,
-            n_frames=len(frames),
-            min_rmsd_angstrom=None if rmsd is None else float(rmsd.min()),
+            n_frames=len(index),
+            min_rmsd_angstrom=task.min_rmsd_angstrom,
             seconds_encode=seconds_encode,
             seconds_outliers=seconds_outliers,
             placement=placement,
@@ -81,7 +89,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
             unix_end=time.time(),
         ),
     )
-    logger.info("%d outliers among %d frames", len(outliers), len(frames))
+    logger.info("%d outliers among %d frames", len(outliers), len(index))
 
 
 def _read_model(layout: RunLayout, ref: ModelRef) -> ModelRecord:
@@ -124,29 +132,45 @@ def choose_models(records: Sequence[ModelRecord], which: Literal["all", "best"] 
 
 
 def encode_frames(
-    layout: RunLayout, ref: ModelRef, frames: Frames, cores: int, gpus: int = 0, allow_cpu: bool = True
+    layout: RunLayout,
+    ref: ModelRef,
+    task: AnalyseTask,
+    read_maps: Callable[[tuple[SegmentKey, ...]], Frames],
 ) -> NDArray[np.float32]:
-    """Latent coordinates of all frames, shape (n_frames, latent_dim); a model is asked once for a segment."""
+    """Latent coordinates of all frames of a task, shape (n_frames, latent_dim).
+
+    A model is asked once for a segment: what it said is kept beside it, and only the maps of the rest are read.
+    """
     paths = layout.model(ref.iteration, ref.latent_dim)
-    known = read_embeddings(paths.embeddings, frames.keys)
-    missing = [key for key in frames.keys if key not in known]
+    known = read_embeddings(paths.embeddings, task.segments)
+    missing = tuple(key for key in task.segments if key not in known)
     if missing:
         from entk_app import cvae
 
-        cvae.configure(cores, seed=0, gpus=gpus, allow_cpu=allow_cpu)
-        encoder = cvae.load_encoder(paths.encoder)
-        starts = dict(zip(frames.keys, np.cumsum([0, *(key.n_frames for key in frames.keys)]), strict=False))
-        rows = np.concatenate([np.arange(starts[key], starts[key] + key.n_frames) for key in missing])
-        latent = cvae.encode(encoder, frames.packed[rows], frames.n_residues)
-        ends = np.cumsum([key.n_frames for key in missing])[:-1]
-        new = dict(zip(missing, np.split(latent, ends), strict=True))
+        cvae.configure(task.cores, seed=0, gpus=task.gpus, allow_cpu=task.allow_cpu)
+        frames = read_maps(missing)
+        latent = cvae.encode(cvae.load_encoder(paths.encoder), frames.packed, frames.n_residues)
+        new = split_rows(latent, missing)
         write_embeddings(paths.embeddings, new)
         known |= new
-    return np.concatenate([known[key] for key in frames.keys])
+    return np.concatenate([known[key] for key in task.segments])
 
 
-def join_outliers(found: Sequence[tuple[ModelRef, OutlierSet]], frames: Frames) -> tuple[Outlier, ...]:
-    """The union over the models, each frame once with every model's finding, lowest RMSD first."""
+def join_outliers(
+    found: Sequence[tuple[ModelRef, OutlierSet]],
+    refs: Mapping[int, FrameRef],
+    rmsd: Mapping[FrameRef, float | None],
+) -> tuple[Outlier, ...]:
+    """The union over the models, each frame once with every model's finding, lowest RMSD first.
+
+    Parameters
+    ----------
+    found : sequence of (ModelRef, OutlierSet)
+    refs : mapping
+        Which frame a row is.
+    rmsd : mapping
+        Of each of these frames, ångström; None where there is no native structure.
+    """
     by_row: dict[int, list[Finding]] = {}
     for ref, result in found:
         if result.eps is None:
@@ -154,12 +178,7 @@ def join_outliers(found: Sequence[tuple[ModelRef, OutlierSet]], frames: Frames) 
         for row, distance in zip(result.rows.tolist(), result.distance.tolist(), strict=True):
             finding = Finding(latent_dim=ref.latent_dim, eps=result.eps, distance=distance)
             by_row.setdefault(row, []).append(finding)
-    rmsd = frames.rmsd_angstrom
     return order_by_rmsd(
-        Outlier(
-            frame=frames.ref(row),
-            rmsd_angstrom=None if rmsd is None else float(rmsd[row]),
-            found_by=tuple(findings),
-        )
+        Outlier(frame=refs[row], rmsd_angstrom=rmsd[refs[row]], found_by=tuple(findings))
         for row, findings in by_row.items()
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from entk_app import cvae
-from entk_app.frames import Frames, read_frames, write_embeddings
+from entk_app.frames import Frames, read_frames, split_rows, write_embeddings
 from entk_app.integrity import digest_files
 from entk_app.layout import ModelPaths, RunLayout
 from entk_app.publish import Workplace
@@ -102,6 +102,5 @@ def _encode_all(encoder: object, frames: Frames, path: Path) -> float:
     began = time.monotonic()
     latent = cvae.encode(encoder, frames.packed, frames.n_residues)
     seconds = time.monotonic() - began
-    ends = np.cumsum([key.n_frames for key in frames.keys])[:-1]
-    write_embeddings(path, dict(zip(frames.keys, np.split(latent, ends), strict=True)))
+    write_embeddings(path, split_rows(latent, frames.keys))
     return 1000.0 * seconds / len(frames)
