@@ -1,10 +1,11 @@
 # make run: a virtual environment, the install, the default campaign. make test: likewise, every test.
+# make profile: where a quick campaign's wall time goes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-fast lint clean
+.PHONY: run test test-fast lint profile clean
 
 run: $(INSTALLED)
 	$(BIN)/python app.py
@@ -15,6 +16,9 @@ test: $(INSTALLED)
 # Everything but the real pilots.
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not pilot"
+
+profile: $(INSTALLED)
+	$(BIN)/python benchmarks/wall_time.py --output runs/profile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -73,6 +73,7 @@ class SegmentResult:
     time_ps: float
     ended_by: EndedBy
     seconds_md: float
+    seconds_writing: float
     min_rmsd: float | None
     min_rmsd_frame: int | None
     last_rmsd: float | None
@@ -116,6 +117,22 @@ class FrameReporter:
             )
         positions = to_trajectory_precision(state.getPositions(asNumpy=True)._value)
         self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), positions[self._ca])
+
+
+class _TimedReporter:
+    """A reporter whose reports are timed: ``seconds`` in all."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.seconds = 0.0
+
+    def describeNextReport(self, simulation: Any) -> Any:
+        return self._inner.describeNextReport(simulation)
+
+    def report(self, simulation: Any, state: Any) -> None:
+        began = time.monotonic()
+        self._inner.report(simulation, state)
+        self.seconds += time.monotonic() - began
 
 
 def to_trajectory_precision(positions_nm: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -255,12 +272,13 @@ def run_segment(
     writer = make_writer(whole.getPositions(asNumpy=True).value_in_unit(unit.angstrom))
     trajectory, log, state_file = (folder / name for name in names)
     max_kinetic = _HOT * _mean_kinetic(simulation.system, settings.temperature_k)
-    simulation.reporters = [
+    reporters = [
         # First: what has blown up is not to be written by the others.
-        FrameReporter(writer, ca_indices, interval, max_kinetic),
-        app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False),
-        app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True)),
+        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic)),
+        _TimedReporter(app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False)),
+        _TimedReporter(app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True))),
     ]
+    simulation.reporters = list(reporters)
     began = time.monotonic()
     ended_by: EndedBy | None = None
     while ended_by is None:
@@ -280,8 +298,10 @@ def run_segment(
         else:
             ended_by = should_stop()
     seconds = time.monotonic() - began
+    seconds_writing = sum(reporter.seconds for reporter in reporters)
     # The reporters close their files when they go.
     simulation.reporters = []
+    del reporters
     if not writer.n_frames:
         raise Interrupted(f"ended by {ended_by} before the first frame: there is nothing to keep")
     writer.flush()
@@ -295,6 +315,7 @@ def run_segment(
         time_ps=steps * settings.time_step_fs * 1e-3,
         ended_by=ended_by,
         seconds_md=seconds,
+        seconds_writing=seconds_writing,
         min_rmsd=writer.min_rmsd,
         min_rmsd_frame=writer.min_rmsd_frame,
         last_rmsd=writer.last_rmsd,

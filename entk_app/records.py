@@ -150,7 +150,10 @@ EndedBy = Literal["length", "clock", "save", "decision", "stop_request", "wallti
 
 
 class SegmentRecord(Record):
-    """One finished segment. Its files stand beside it."""
+    """One finished segment. Its files stand beside it.
+
+    ``seconds_writing``, of ``seconds_md``, is what its reporters took.
+    """
 
     simulation: int
     segment: int
@@ -175,6 +178,7 @@ class SegmentRecord(Record):
     ended_by: EndedBy
     seconds_setup: float
     seconds_md: float
+    seconds_writing: float | None = None
     ns_per_day: float
     unix_start: float
     unix_end: float

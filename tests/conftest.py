@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ from entk_app.run_folder import create_run_folder
 from entk_app.settings import Settings, build_settings, read_preset
 from entk_app.systems import build_system, write_system
 from entk_app.tasks import run_task
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a background job of a script: what the tests start would not hear a Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -181,6 +181,7 @@ class _Running:
             ended_by=result.ended_by,
             seconds_setup=seconds_setup,
             seconds_md=result.seconds_md,
+            seconds_writing=result.seconds_writing,
             ns_per_day=result.ns_per_day,
             unix_start=unix_start,
             unix_end=time.time(),
