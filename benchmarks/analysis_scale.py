@@ -1,8 +1,8 @@
 """How long an analysis takes, and how much memory, at the size of the paper's Fs-peptide campaign.
 
-``python benchmarks/analysis_scale.py FOLDER [--frames N] [--segment-frames N]`` makes a synthetic campaign in FOLDER if there is
-none (chains that fold and unfold, written with the campaign's own writers; a model of each latent size trained on
-a part of them), then runs the analyse task in processes of its own and prints a table. Nothing is asserted: machines differ.
+``python benchmarks/analysis_scale.py FOLDER [--frames N] [--segment-frames N]`` makes a synthetic campaign in FOLDER
+if there is none (chains that fold and unfold, written with the campaign's own writers; a model of each latent size
+trained on a part of them), then runs the analyse task in processes of its own and prints a table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def fold_chains(rng: np.random.Generator, n_frames: int) -> NDArray[np.float64]:
     return chain
 
 
-def _extend(last: NDArray[np.float64], angle: NDArray[np.float64], dihedral: NDArray[np.float64]) -> NDArray[np.float64]:
+def _extend(
+    last: NDArray[np.float64], angle: NDArray[np.float64], dihedral: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The next CA, 3.8 Å from the last of three."""
     forward = last[:, 2] - last[:, 1]
     forward /= np.linalg.norm(forward, axis=1, keepdims=True)
@@ -84,7 +86,8 @@ def make_run(layout: RunLayout, n_frames: int, segment_frames: int) -> None:
             keys.append(SegmentKey(simulation=simulation, segment=segment, n_frames=len(chains)))
             write_segment(layout, keys[-1], chains, native)
     write_lines(layout.root / "keys.jsonl", keys)
-    print(f"made {sum(key.n_frames for key in keys):,} frames in {len(keys):,} segments: {time.monotonic() - began:.0f} s")
+    n_made, seconds = sum(key.n_frames for key in keys), time.monotonic() - began
+    print(f"made {n_made:,} frames in {len(keys):,} segments: {seconds:.0f} s")
     few = tuple(keys[:: max(1, n_frames // 40_000)])
     for dim in DIMS:
         order = TrainTask(

@@ -12,7 +12,7 @@ materialises all neighbourhoods (5 to 20 GB for 100,000 frames).
 
 Only the largest e(i) are asked for. Any k points near i, itself among them, bound c(i) and so e(i) from above; the
 points of the largest bounds are queried first, until no bound that is left exceeds the smallest e(i) that is wanted.
-The result is the same, of a million frames after some thousand queries (decision 0016).
+The result is the same, of a million frames after some thousand queries (docs/decisions/0017).
 """
 
 from __future__ import annotations

@@ -299,11 +299,10 @@ def check_latent(raw: Raw, page: Page, folder: Path) -> int:
     rows = read_csv(folder / "latent.csv")
     outliers = {tuple(outlier["frame"].values()) for outlier in last["outliers"]}
     with h5py.File(path, "r") as file:
-        known = {
-            (s["simulation"], s["segment"]): file[f"simulation-{s['simulation']:04d}/segment-{s['segment']:04d}"][:]
-            for s in raw.segments
-            if f"simulation-{s['simulation']:04d}/segment-{s['segment']:04d}" in file
-        }
+        latent = file["latent"][:]
+        places = {(simulation, segment): (first, n) for simulation, segment, first, n in file["segments"][:].tolist()}
+    whole = {(segment["simulation"], segment["segment"]) for segment in raw.segments}
+    known = {key: latent[first : first + n] for key, (first, n) in places.items() if key in whole}
     for row in rows:
         key, frame = (int(row["simulation"]), int(row["segment"])), int(row["frame"])
         own = [float(row[f"z{k + 1}"]) for k in range(best["latent_dim"])]

@@ -18,9 +18,9 @@ from entk_app import geometry
 from entk_app.errors import DataError
 from entk_app.frames import (
     FrameWriter,
+    find_altered_embeddings,
     read_columns,
     read_contact_maps,
-    find_altered_embeddings,
     read_embeddings,
     read_frames,
     read_start_positions,

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
 from entk_app.errors import DataError
-from entk_app.outliers import compute_noise_radii, find_outliers, select_outliers
+from entk_app.outliers import (
+    bound_core_radii,
+    compute_largest_radii,
+    compute_noise_radii,
+    find_outliers,
+    select_outliers,
+)
 
 
 def sklearn_noise(points: np.ndarray, eps: float, min_samples: int) -> set[int]:
@@ -113,3 +119,36 @@ def test_latent_coordinates_that_are_not_numbers_are_refused(bad):
     points[7, 1] = bad
     with pytest.raises(DataError, match="NaN or infinity"):
         find_outliers(points)
+
+
+@st.composite
+def clouds(draw):
+    """Blobs, some of them of equal points or on a grid: ties."""
+    n_points, n_dims = draw(st.integers(20, 500)), draw(st.integers(1, 6))
+    points = blobs(draw(st.integers(0, 10_000)), n_points, n_dims)
+    grid = draw(st.sampled_from([None, 0.1, 1.0]))
+    points = points if grid is None else np.round(points / grid) * grid
+    points[: draw(st.integers(0, n_points))] = points[0]
+    return points
+
+
+@settings(max_examples=60, deadline=None)
+@given(clouds(), st.integers(2, 20), st.data())
+def test_the_largest_radii_are_those_of_all(points, min_samples, data):
+    n_largest = data.draw(st.integers(1, len(points) + 2))
+    every = compute_noise_radii(points, min_samples)
+    largest = compute_largest_radii(points, n_largest, min_samples)
+    known = largest > 0
+    np.testing.assert_allclose(largest[known], every[known], rtol=1e-12)
+    np.testing.assert_allclose(np.sort(largest)[-n_largest:], np.sort(every)[-n_largest:], rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(clouds(), st.integers(2, 20), st.randoms(use_true_random=False))
+def test_no_bound_is_below_the_core_radius(points, min_samples, random):
+    order = np.arange(len(points))
+    random.shuffle(order)
+    # Itself among the neighbours, as scikit-learn counts.
+    distance = np.sqrt(((points[:, None] - points[None]) ** 2).sum(axis=2))
+    core_radius = np.sort(distance, axis=1)[:, min_samples - 1]
+    assert (bound_core_radii(points, order, min_samples) >= core_radius * (1 - 1e-12)).all()
