@@ -8,7 +8,12 @@ trained on a part of them), then runs the analyse task in processes of its own a
 from __future__ import annotations
 
 import argparse
+import os
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,19 @@ from numpy.typing import NDArray
 from entk_app.frames import FrameWriter
 from entk_app.integrity import digest_files
 from entk_app.layout import RunLayout
-from entk_app.records import Placement, SegmentKey, SegmentRecord, TrainTask, write_lines, write_record
+from entk_app.records import (
+    AnalyseTask,
+    AnalysisRecord,
+    ModelRef,
+    Placement,
+    SegmentKey,
+    SegmentRecord,
+    TrainTask,
+    read_lines,
+    read_record,
+    write_lines,
+    write_record,
+)
 from entk_app.settings import build_settings, dump_yaml, read_preset
 from entk_app.tasks.train import run as train
 
@@ -118,15 +135,91 @@ def write_segment(layout: RunLayout, key: SegmentKey, chains: NDArray[np.float64
     write_record(paths.record, record)
 
 
+def analyse(layout: RunLayout, iteration: int, keys: Sequence[SegmentKey]) -> dict[str, float]:
+    """One analyse task in a process of its own: seconds, of which encoding and outliers, and GB at most."""
+    order = layout.analysis_task(iteration)
+    order.parent.mkdir(exist_ok=True)
+    layout.analysis(iteration).unlink(missing_ok=True)
+    models = tuple(ModelRef(iteration=1, latent_dim=dim) for dim in DIMS)
+    write_record(
+        order, AnalyseTask(iteration=iteration, models=models, segments=tuple(keys), cores=2, gpus=0, allow_cpu=True)
+    )
+    command = [sys.executable, "-m", "entk_app.tasks", "analyse", str(layout.root), str(order)]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
+    if status:
+        raise SystemExit(f"the analyse task failed: {' '.join(command)}")
+    record = read_record(AnalysisRecord, layout.analysis(iteration))
+    return {
+        "frames": record.n_frames,
+        "all, s": seconds,
+        "encoding, s": record.seconds_encode,
+        "outliers, s": record.seconds_outliers,
+        "memory, GB": usage.ru_maxrss / 1e6,
+    }
+
+
+def compare_dbscan(n_points: int) -> None:
+    """scikit-learn's DBSCAN at the eps that was found, and the search for it."""
+    from sklearn.cluster import DBSCAN
+
+    from entk_app.outliers import find_outliers
+
+    points = np.random.default_rng(0).normal(size=(n_points, 4))
+    began = time.monotonic()
+    found = find_outliers(points, 50, workers=2)
+    own, began = time.monotonic() - began, time.monotonic()
+    labels = DBSCAN(eps=found.eps, min_samples=10, n_jobs=2).fit_predict(points)
+    theirs = time.monotonic() - began
+    same = set(np.flatnonzero(labels == -1).tolist()) == set(found.rows.tolist())
+    print(
+        f"\n{n_points:,} points: eps and outliers in {own:.2f} s, scikit-learn's DBSCAN at this eps {theirs:.1f} s, "
+        f"{'the same noise' if same else 'OTHER NOISE'}"
+    )
+
+
+def search(n_points: int) -> None:
+    """Outliers alone, of so many random points."""
+    from entk_app.outliers import find_outliers
+
+    for n_dims in (DIMS[0], DIMS[-1]):
+        points = np.random.default_rng(0).normal(size=(n_points, n_dims)).astype(np.float32)
+        began = time.monotonic()
+        found = find_outliers(points, 50, workers=2)
+        seconds, memory = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(
+            f"{n_points:,} points of {n_dims} dimensions: {len(found.rows)} outliers in {seconds:.1f} s, "
+            f"{memory:.1f} GB at most"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--frames", type=int, default=1_084_000)
     parser.add_argument("--segment-frames", type=int, default=70, help="5 minutes of the paper's Fs-peptide on a GPU")
+    parser.add_argument("--dbscan", type=int, default=40_000, help="points for scikit-learn; 0: without")
+    parser.add_argument("--search", type=int, default=10_000_000, help="points for the search alone; 0: without")
     options = parser.parse_args()
-    layout = RunLayout(options.folder)
-    if not options.folder.exists():
+    layout = RunLayout(options.folder.resolve())
+    if not layout.root.exists():
         make_run(layout, options.frames, options.segment_frames)
+    keys = list(read_lines(SegmentKey, layout.root / "keys.jsonl"))
+    for dim in DIMS:
+        layout.model(1, dim).embeddings.unlink(missing_ok=True)
+    n_old = round(0.99 * len(keys))
+    rows = {"nothing known": analyse(layout, 1, keys[:n_old]), "1 % new": analyse(layout, 2, keys)}
+    names = list(rows["1 % new"])
+    print(f"| 4 models | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for name, row in rows.items():
+        cells = (f"{value:,.0f}" if key == "frames" else f"{value:.1f}" for key, value in row.items())
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    if options.dbscan:
+        compare_dbscan(options.dbscan)
+    if options.search:
+        search(options.search)
 
 
 if __name__ == "__main__":
