@@ -45,7 +45,7 @@ class Raw:
         self.decisions = [json.loads(line) for line in (run / "decisions.jsonl").read_text("utf-8").splitlines()]
         self.segments = [
             json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(run.glob("simulations/*/segment-*/segment.json"))
+            for path in sorted(run.glob("simulations/*/segment-????/segment.json"))
             if re.fullmatch(r"segment-\d{4}", path.parent.name)
         ]
         self.models = [json.loads(p.read_text("utf-8")) for p in sorted(run.glob("models/iteration-*/*/model.json"))]

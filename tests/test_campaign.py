@@ -49,7 +49,7 @@ def test_a_finished_campaign_passes_the_independent_check(tiny_campaign):
 def test_the_summary_counts_what_is_on_disk(tiny_campaign):
     layout = tiny_campaign.layout
     summary = read_record(Summary, layout.summary)
-    segments = [read_record(SegmentRecord, path) for path in layout.simulations.glob("*/segment-*/segment.json")]
+    segments = [read_record(SegmentRecord, path) for path in layout.simulations.glob("*/segment-????/segment.json")]
     per_simulation = {}
     for segment in segments:
         per_simulation[segment.simulation] = per_simulation.get(segment.simulation, 0.0) + segment.time_ps * 1e-6
@@ -361,7 +361,7 @@ def test_where_slots_are_split_models_train_beside_simulations(tmp_path):
     summary = run_campaign(campaign)
     layout = campaign.layout
     by_iteration = {}
-    for path in layout.simulations.glob("*/segment-*/segment.json"):
+    for path in layout.simulations.glob("*/segment-????/segment.json"):
         record = read_record(SegmentRecord, path)
         by_iteration[record.iteration] = by_iteration.get(record.iteration, 0) + 1
     assert by_iteration == {1: 4, 2: 3, 3: 3}

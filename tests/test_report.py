@@ -245,7 +245,7 @@ def test_a_dead_campaign_with_segments_that_are_not_whole(run, undrawn):
 def test_without_a_reference_numbers_of_rmsd_are_left_out_with_a_sentence(run, undrawn):
     system = read_record(SystemRecord, run.system_record)
     write_record(run.system_record, system.model_copy(update={"has_native": False}))
-    for path in run.root.glob("simulations/*/segment-*/segment.json"):
+    for path in run.root.glob("simulations/*/segment-????/segment.json"):
         with h5py.File(path.parent / "frames.h5", "r+") as file:
             del file["rmsd_angstrom"], file["native_contacts"]
         record = read_record(SegmentRecord, path)
@@ -262,7 +262,7 @@ def test_without_a_reference_numbers_of_rmsd_are_left_out_with_a_sentence(run, u
 
 
 def test_damaged_pieces_are_left_out_and_named(run, undrawn):
-    segments = sorted(run.root.glob("simulations/*/segment-*/frames.h5"))
+    segments = sorted(run.root.glob("simulations/*/segment-????/frames.h5"))
     flipped, cut, gone = segments[0], segments[1], segments[2].parent / "segment.json"
     data = bytearray(flipped.read_bytes())
     data[len(data) // 2] ^= 1
@@ -275,7 +275,7 @@ def test_damaged_pieces_are_left_out_and_named(run, undrawn):
     said = " ".join(missing)
     assert "is altered" in said and "is not a whole record" in said and "not a table of numbers" in said
     bad = {path.parent for path in (flipped, cut, gone)}
-    whole = [path for path in run.root.glob("simulations/*/segment-*/frames.h5") if path.parent not in bad]
+    whole = [path for path in run.root.glob("simulations/*/segment-????/frames.h5") if path.parent not in bad]
     counts = []
     for path in whole:
         with h5py.File(path, "r") as file:

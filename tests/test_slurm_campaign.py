@@ -32,7 +32,7 @@ FOUR_GPUS = ["--set", "resource.cores=24", "--set", "resource.gpus=4"]
 
 def read_devices(run: Path, iteration: int) -> list[tuple[str, str]]:
     """Node and device of every simulation and training of an iteration."""
-    records = [*run.glob("simulations/*/segment-*/segment.json"), *run.glob("models/*/*/model.json")]
+    records = [*run.glob("simulations/*/segment-????/segment.json"), *run.glob("models/*/*/model.json")]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in records]
     return sorted(
         (record["placement"]["host"], record["device"]) for record in found if record["iteration"] == iteration
