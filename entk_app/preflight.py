@@ -357,11 +357,11 @@ def count_trainings(settings: Settings, first: int, more: int, n_iterations: int
         return n_iterations, n_iterations * first + more * n_iterations * (n_iterations - 1) // 2
     n_trainings, encoded, iteration, known = 0, 0, 1, first
     while iteration <= n_iterations:
-        grown = math.ceil(settings.train.retrain_growth * known)
-        following = 1 + math.ceil(max(0, grown - first) / more)
+        grown = math.ceil((settings.train.retrain_growth * known - first) / more)
+        following = 1 + max(iteration, grown)
         # Its models encode what comes until the next training.
         encoded += first + more * (min(following, n_iterations + 1) - 2)
-        n_trainings, iteration, known = n_trainings + 1, max(following, iteration + 1), grown
+        n_trainings, iteration, known = n_trainings + 1, following, first + more * (following - 1)
     return n_trainings, encoded
 
 
