@@ -157,7 +157,7 @@ def describe_gain(gain: Gain, unit: str) -> str:
     """A sentence with the ratio and what it is worth."""
     found = gain.performance
     if found.ratio is None:
-        return f"{gain.steered} over {gain.control}: not known, as no run of either reached it in the time that both had"
+        return f"{gain.steered} over {gain.control}: unknown, as no run of either reached it in the time that both had"
     interval = (
         f", {found.confidence:.0%} interval {found.interval[0]:.3g} to {found.interval[1]:.3g}".replace("%", " %")
         if found.interval is not None
