@@ -173,7 +173,7 @@ _COMPARE_HELP = (
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="two or more run folders")
     parser.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, help="where to write (default compare-001 beside the first run)"
+        "-o", "--output", metavar="FOLDER", type=Path, help="where to write (default compare-001, the next free number)"
     )
     parser.add_argument("--target", metavar="X", type=float, help="RMSD in Å (default: that of the runs' settings)")
     parser.add_argument(
@@ -399,7 +399,8 @@ def _compare(options: argparse.Namespace) -> int:
     from entk_app.compare_view import build_tables, list_facts, tell_gains
 
     roots = [_as_folder(run) for run in options.runs]
-    folder = choose_folder(roots[0]) if options.output is None else _as_folder(options.output)
+    # Not beside the runs: there it would be taken for one, where all of them are asked for (runs/*).
+    folder = choose_folder(Path.cwd()) if options.output is None else _as_folder(options.output)
     check_folder(folder, options.force)
     comparison = compare_runs(
         roots, target=options.target, with_states=options.states, n_states=options.n_states, seed=options.seed

@@ -31,6 +31,8 @@ from entk_app.states import choose_frames, find_discoveries, fit_states
 #: The percentile bootstrap of fewer runs misses the truth much more often than it says.
 _FEW_RUNS = 6
 
+_MAX_STATES = 10_000
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -155,7 +157,7 @@ def compare_runs(
     CompareError
         They cannot be compared: fewer than two have frames, or they differ in what was simulated.
     """
-    _check_request(roots, target, n_states)
+    _check_request(roots, target, n_states, seed)
     runs, notes = read_runs(roots)
     check_same(runs)
     has_rmsd = all(run.frames.rmsd_angstrom is not None for run in runs)
@@ -173,11 +175,13 @@ def compare_runs(
     return Comparison(runs, target, folding, states, (*notes, *_list_cautions(runs, target)), seed)
 
 
-def _check_request(roots: Sequence[Path], target: float | None, n_states: int) -> None:
+def _check_request(roots: Sequence[Path], target: float | None, n_states: int, seed: int) -> None:
     if target is not None and not (math.isfinite(target) and target > 0):
         raise CompareError(f"--target {target:g}: give an RMSD of more than 0 Å")
-    if n_states < 2:
-        raise CompareError(f"--n-states {n_states}: give a number of 2 or more")
+    if not 2 <= n_states <= _MAX_STATES:
+        raise CompareError(f"--n-states {n_states}: give a number from 2 to {_MAX_STATES}")
+    if not 0 <= seed < 2**31:
+        raise CompareError(f"--seed {seed}: give a number from 0 to {2**31 - 1}")
     if len(roots) < 2:
         raise CompareError("one run cannot be compared: give the folders of two or more")
     places = [root.resolve() for root in roots]

@@ -74,7 +74,11 @@ def plot_survival(arms: Sequence[Arm], ax: Axes, unit: str = "µs", event: str =
         xlim=(0.0, 1.03 * end),
         ylim=(-0.02, 1.05),
     )
-    ax.legend(title="arm (runs that reached it)", loc="best")
+    # Above: there is no corner that no curve may pass.
+    ax.legend(
+        title="arm (runs that reached it)", loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2,
+        alignment="left",
+    )  # fmt: skip
     _write_at_risk(arms, ax, end, styles)
     return ax
 
@@ -144,7 +148,7 @@ def draw_survival(comparison: Comparison, paths: Sequence[Path]) -> None:
     arms = [Arm(arm.label, arm.times * per_us, arm.reached) for arm in measure.arms]
 
     def draw() -> Drawing:
-        figure = style.new_figure(style.SINGLE_MM, 66.0 + 3.0 * len(arms))
+        figure = style.new_figure(style.SINGLE_MM, 66.0 + 6.5 * len(arms))
         plot_survival(arms, figure.subplots(), unit, measure.event)
         return figure
 

@@ -22,10 +22,10 @@ from entk_app.report.figure import Table
 _FILES = ("compare.csv", "compare.json", "survival.svg", "survival.png", "states.csv", "states.svg", "states.png")
 
 
-def choose_folder(first: Path) -> Path:
-    """``compare-001`` beside the first run, or the next number that is free."""
+def choose_folder(parent: Path) -> Path:
+    """``compare-001``, or the next number that is free."""
     number = 1
-    while (folder := first.parent / f"compare-{number:03d}").exists():
+    while (folder := parent / f"compare-{number:03d}").exists():
         number += 1
     return folder
 

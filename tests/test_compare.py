@@ -34,6 +34,7 @@ METHODS = {1: "cvae", 2: "cvae", 11: "none", 12: "none", 21: "random"}
 def folder(tmp_path, monkeypatch):
     """Where runs are, and what steers them told by their seeds."""
     monkeypatch.setattr(compared_runs, "get_method", lambda settings: METHODS[settings.seed])
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -278,6 +279,9 @@ def test_one_target_for_all_can_be_given(make_run):
         (["--target", "nan"], "--target nan"),
         (["--target", "-2"], "--target -2"),
         (["--n-states", "1"], "--n-states 1"),
+        (["--n-states", "10001"], "--n-states 10001"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--seed", str(2**31)], f"--seed {2**31}"),
     ],
 )
 def test_options_that_cannot_be_are_refused(tmp_path, capsys, options, words):
@@ -347,22 +351,30 @@ def test_without_native_structure_states_are_compared(make_run, folder, capsys):
 
 
 def test_states_are_counted_in_the_order_of_time_and_alike_for_all(make_run):
-    roots = [make_run(11).root, make_run(2).root, make_run(21, keep=1).root]
+    roots = [make_run(11).root, make_run(12, keep=1).root, make_run(2).root]
     found = compare_runs(roots, with_states=True, n_states=25)
     states = found.states
-    # The first two hold the same frames: they have seen the same, each in its own order.
-    assert len(states.discoveries[0]) == len(states.discoveries[1]) <= states.n_states
-    assert states.discoveries[0].tolist() != states.discoveries[1].tolist()
-    assert len(states.discoveries[2]) <= len(states.discoveries[0])
+    whole, cut_off, steered = states.discoveries
+    # Two hold the same frames: they have seen the same, each in its own order.
+    assert len(whole) == len(steered) <= states.n_states and whole.tolist() != steered.tolist()
     for run, seen in zip(found.runs, states.discoveries, strict=True):
         assert seen[0] == 1 and seen[-1] <= len(run.frames) and (np.diff(seen) > 0).all()
-    assert states.n_target == len(states.discoveries[0])
-    assert states.measure.passages[0].time == states.discoveries[0][-1]
-    assert states.measure.gains[0].performance.ratio == pytest.approx(
-        states.discoveries[0][-1] / states.discoveries[1][-1]
-    )
+    # What every run of the control had seen.
+    assert states.n_target == len(cut_off) < len(whole)
+    times = [seen[states.n_target - 1] for seen in states.discoveries]
+    assert [passage.time for passage in states.measure.passages] == times
+    gain = states.measure.gains[0].performance
+    assert gain.qualifier == "exact" and gain.ratio == pytest.approx(np.mean(times[:2]) / times[2])
     again = compare_runs(roots, with_states=True, n_states=25).states
     assert [seen.tolist() for seen in again.discoveries] == [seen.tolist() for seen in states.discoveries]
+
+
+def test_a_run_that_saw_fewer_states_is_censored_at_its_last_frame(make_run):
+    found = compare_runs([make_run(11).root, make_run(1, keep=1).root], with_states=True, n_states=25)
+    of_control, of_steered = found.states.measure.passages
+    assert of_control.reached and not of_steered.reached
+    assert of_steered.time == len(found.runs[1].frames)
+    assert found.states.measure.gains[0].performance.n_steered_reached == 0
 
 
 def test_the_space_of_states_is_the_same_whatever_the_order_of_time(make_run, monkeypatch):
@@ -430,7 +442,7 @@ def test_files_hold_what_is_printed(make_run, folder, capsys):
         row["run"]: int(row["states"]) for row in rows
     }
     assert "RMSD ≤" in (out / "survival.svg").read_text() and (out / "survival.png").stat().st_size > 5000
-    assert choose_folder(roots[0]) == folder / "compare-002"
+    assert choose_folder(folder) == folder / "compare-002"
 
 
 def test_the_json_has_no_infinities(make_run, folder):

@@ -175,6 +175,25 @@ def test_intervals_cover_a_known_ratio_as_often_as_they_say():
     assert narrow > 50
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_the_interval_of_uncensored_runs_is_that_of_scipys_bootstrap_of_means(confidence):
+    generator = np.random.default_rng(8)
+    control, steered = generator.exponential(4.0, 12), generator.exponential(1.0, 9)
+    expected = stats.bootstrap(
+        (control, steered),
+        lambda above, below, axis: above.mean(axis=axis) / below.mean(axis=axis),
+        confidence_level=confidence,
+        n_resamples=20_000,
+        method="percentile",
+        random_state=generator,
+    ).confidence_interval
+    found = compute_effective_performance(
+        control, np.ones(12), steered, np.ones(9), confidence=confidence, n_resamples=20_000
+    )
+    assert found.interval == pytest.approx(tuple(expected), rel=0.04)
+    assert found.rate_interval[0] < found.interval[0] and found.interval[1] < found.rate_interval[1]
+
+
 def test_censored_runs_count_for_the_rates():
     generator = np.random.default_rng(4)
     times = generator.exponential(10.0, 400)
