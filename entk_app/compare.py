@@ -207,7 +207,7 @@ def _list_cautions(runs: Sequence[ComparedRun], target: float | None) -> list[st
         if len(names) > 1
     ]
     few = {arm: n for arm, n in Counter(run.arm for run in runs).items() if 1 < n < _FEW_RUNS}
-    if few:
+    if few and CONTROL in methods and len(methods) > 1:
         cautions.append(
             f"few replicas ({', '.join(f'{n} of {arm}' for arm, n in few.items())}): intervals from resampling them "
             "are too narrow, those of rates hold for few"
