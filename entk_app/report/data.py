@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from entk_app import geometry
 from entk_app.accounting import CampaignAccount, Usage, account
 from entk_app.classes import FOLD_CLASSES, ClassLimits, FoldClass, find_class_limits
-from entk_app.errors import DataError, EntkAppError, ExportError, RecordError
+from entk_app.errors import DataError, EntkAppError, ExportError, RecordError, RunFolderError
 from entk_app.export import read_positions, superpose_on
 from entk_app.frames import look_up_embeddings, read_columns_and_maps, read_packed_maps
 from entk_app.integrity import check_file
@@ -634,3 +634,25 @@ def _read_account(layout: RunLayout, now: float, notes: _Notes) -> tuple[Usage |
     except (EntkAppError, OSError, ValueError) as error:
         notes.add("accounts", f"What the pilots were used for is left out: {error}.")
         return None, None
+
+
+def read_frame_columns(layout: RunLayout, run: RunState) -> tuple[FrameColumns, tuple[str, ...]]:
+    """The frames alone, and sentences about what was left out.
+
+    Parameters
+    ----------
+    layout : RunLayout
+    run : RunState
+        With its system.
+
+    Raises
+    ------
+    RunFolderError
+        The system has not been published.
+    """
+    if run.system is None:
+        raise RunFolderError(f"{layout.root} has no system that can be read (system/system.json)")
+    notes = _Notes()
+    _note_missing_segments(layout, run, notes)
+    frames, _ = _read_frames(layout, run, run.system, notes)
+    return frames, notes.sentences()
