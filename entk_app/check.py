@@ -30,6 +30,7 @@ from entk_app.publish import check_local
 from entk_app.records import SystemRecord, write_text
 from entk_app.resources import LOCAL, Resource, check_presence, count_gpus, find_resource
 from entk_app.run_folder import check_new_run_folder
+from entk_app.scores import explain_unused
 from entk_app.settings import Settings, dump_yaml
 
 Value = TypeVar("Value")
@@ -92,6 +93,9 @@ def check_campaign(settings: Settings, layout: RunLayout, folders: list[Path], i
         if system is not None and machine is not None:
             if not system.has_native:
                 notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
+            unused = explain_unused(settings)
+            if unused is not None:
+                notes.append(unused)
             speed, training, size = _measure(settings, system, machine, probed, notes, problems)
             if not is_here and (speed or training):
                 notes.append("speeds are of this machine, not of the resource's")
