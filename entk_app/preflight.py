@@ -250,7 +250,7 @@ def compute_frames_bytes(n_atoms: int, n_residues: int, has_native: bool, n_fram
 
 def compute_frame_bytes(system: SystemRecord) -> int:
     """What one more frame takes in trajectory, ``frames.h5`` and log."""
-    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * system.has_native
+    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * system.has_native + (system.score is not None)
     return 12 * system.n_atoms + _DCD_RECORDS + geometry.count_bytes(system.n_residues) + 8 * columns + _LOG_ROW
 
 

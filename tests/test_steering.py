@@ -302,7 +302,8 @@ def test_the_mix_takes_best_and_worst_by_the_score():
 def test_the_score_of_a_campaign_without_one_is_the_rmsd():
     found = [outlier(0, 0, 1, 9.0), outlier(0, 0, 2, 8.0), outlier(0, 0, 3, 10.0)]
     history = History(iteration=1, simulations=(simulation(0, 10),))
-    assert [o.frame.frame for o in steering.rank_restarts(found, history, settings("steering.ranking=score"))] == [2, 1, 3]
+    ranked = steering.rank_restarts(found, history, settings("steering.ranking=score"))
+    assert [o.frame.frame for o in ranked] == [2, 1, 3]
 
 
 def test_a_score_ranks_without_a_native_structure_and_novelty_where_one_is_missing():
