@@ -8,7 +8,7 @@ import MDAnalysis
 import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from MDAnalysis.lib.distances import calc_bonds
 
@@ -42,9 +42,9 @@ TWENTY = "ACDEFGHIKLMNPQRSTVWY"
 def peptide(tmp_path_factory):
     """An extended chain of all amino acids, all atoms: as it was built, and what it has to keep."""
     layout = RunLayout(tmp_path_factory.mktemp("peptide"))
-    settings = tiny_settings("system.name=twenty", "system.model=all-atom", f"system.sequence={TWENTY}")
+    wanted = tiny_settings("system.name=twenty", "system.model=all-atom", f"system.sequence={TWENTY}")
     layout.settings.write_text("")
-    write_system(build_system(settings, layout.root), layout)
+    write_system(build_system(wanted, layout.root), layout)
     loaded = load_system(layout)
     return loaded.start, describe_anatomy(loaded), layout
 
@@ -165,6 +165,7 @@ def test_all_atoms_in_one_place_are_broken_in_every_way(peptide):
     assert problems[2].startswith("19 chiral centres inverted")
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.tuples(*[st.floats(-3.2, 3.2)] * 3), st.tuples(*[st.floats(-1000, 1000)] * 3), st.integers(0, 2**32 - 1)
 )
@@ -201,10 +202,10 @@ def test_no_outlier_of_a_healthy_calpha_campaign_is_refused(tiny_campaign):
 
 
 def test_no_frame_of_an_all_atom_simulation_is_refused(tmp_path):
-    settings = tiny_settings(
+    wanted = tiny_settings(
         "simulate.segment_ns=0.008", "simulate.report_interval_ps=0.2", preset="fs-peptide-quick"
     )
-    campaign = prepare(tmp_path / "run", settings, cores=1)
+    campaign = prepare(tmp_path / "run", wanted, cores=1)
     layout = campaign.layout
     run_task("simulate", layout.root, campaign.start().tasks[0].order)
     anatomy = describe_anatomy(load_system(layout))

@@ -157,6 +157,12 @@ def test_any_finite_number_is_a_score_and_positions_stay_as_they_are(tmp_path, b
     np.testing.assert_array_equal(which.native_ca, before)
 
 
+def test_nothing_compiled_is_left_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    choose(own(tmp_path, "return 1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
 def test_a_file_that_cannot_be_loaded_is_refused_in_words(tmp_path):
     for text, message in (
         ("import nowhere_to_be_found", "cannot be loaded: ModuleNotFoundError"),
@@ -174,7 +180,6 @@ def test_a_file_that_cannot_be_loaded_is_refused_in_words(tmp_path):
     (tmp_path / "mine.py").unlink()
     with pytest.raises(SettingsError, match="there is no file"):
         choose(settings)
-    assert not list(tmp_path.rglob("__pycache__"))
 
 
 def test_a_function_of_a_module_is_the_same_module_later(tmp_path, monkeypatch):
@@ -294,7 +299,7 @@ def test_status_table_and_verify_know_the_score(scored, tmp_path):
         write_record(path, record)
 
 
-def test_the_run_folder_keeps_the_function_and_nothing_compiled(scored):
+def test_the_run_folder_keeps_the_function(scored):
     layout = scored.layout
     assert sorted(path.name for path in layout.system.iterdir()) == [
         "native.pdb", "score.py", "system.json", "system.xml", "topology.pdb",
