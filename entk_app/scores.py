@@ -79,11 +79,10 @@ class Scorer:
             value = self.function(positions.copy(), self.molecule)
             array = np.asarray(value)
         except (Exception, SystemExit) as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            raise ScoreError(
-                f"the score '{name}' raised {type(error).__name__}: {error} ({Path(place.filename).name} line "
-                f"{place.lineno})"
-            ) from error
+            # Of what was called from here; a function that is not Python's has no line.
+            places = traceback.extract_tb(error.__traceback__)[1:]
+            where = f" ({Path(places[-1].filename).name} line {places[-1].lineno})" if places else ""
+            raise ScoreError(f"the score '{name}' raised {type(error).__name__}: {error}{where}") from error
         if array.shape != () or array.dtype.kind not in "iuf":
             what = f"an array of shape {array.shape}" if array.shape else f"a {type(value).__name__}"
             raise ScoreError(f"the score '{name}' returned {what}: it must return one number for a frame")
