@@ -197,6 +197,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run folder (default runs/<preset or config>-001)")
     parser.add_argument("--seed", metavar="N", help="all random numbers follow from it")
+    parser.add_argument(
+        "--steering",
+        metavar="METHOD",
+        help="cvae (the default), rmsd-only or random: what restarts come from; none: independent simulations, the "
+        "control to compare with (--set steering.method=...)",
+    )
     parser.add_argument("--reference", metavar="FILE", type=Path, help="native structure, a PDB file")
     parser.add_argument(
         "--set",
@@ -552,6 +558,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[Any, str]:
         (options.seed, "seed"),
         (options.resource, "resource.label"),
         (options.budget_gpu_hours, "stop.budget_gpu_hours"),
+        (options.steering, "steering.method"),
     ):
         if option is not None:
             assignments.append(f"{key}={option}")
@@ -616,14 +623,9 @@ def _reopen(layout: Any, settings: Any) -> Any:
 
 def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
     """What the user may not expect of a campaign that runs all the same."""
-    from entk_app.scores import explain_unused
+    from entk_app.preflight import note_steering
 
-    notes = []
-    if not has_native:
-        notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
-    unused = explain_unused(settings)
-    if unused is not None:
-        notes.append(unused)
+    notes = note_steering(settings, has_native)
     if resource.is_emulated:
         notes.append(f"{resource.label} is emulated: its devices are counted, the tasks share this machine's cores")
     elif resource.gpus and settings.resource.require_gpu is False:
@@ -643,7 +645,7 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     campaign = make_campaign(layout, settings, machine)
     nodes = f"{resource.nodes} nodes, " if resource.nodes > 1 else ""
     slots = machine.slots
-    beside = f" beside {slots.learn} trainings" if slots.is_split else ""
+    beside = f" beside {slots.learn} {'trainings' if settings.learns else 'analysis'}" if slots.is_split else ""
     lines = [
         f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
         f"{record.n_atoms} particles; "

@@ -236,9 +236,10 @@ def _read_source(file: Path) -> str:
 def explain_unused(settings: Settings) -> str | None:
     """A note on a score that is computed and steers nothing; None where all is well."""
     steering = settings.steering
-    if not steering.has_score or steering.ranking in ("score", "mix") or settings.stop.target_score is not None:
+    ranks = steering.ranking in ("score", "mix") and steering.method in ("cvae", "rmsd-only")
+    if not steering.has_score or ranks or settings.stop.target_score is not None:
         return None
     return (
-        f"steering.score = {steering.score_name} is computed, but steers nothing: steering.ranking = "
-        f"{steering.ranking}; the rankings score and mix take it, and stop.target_score"
+        f"steering.score = {steering.score_name} is computed, but steers nothing (steering.method = {steering.method}, "
+        f"steering.ranking = {steering.ranking}): the rankings score and mix take it, and stop.target_score"
     )

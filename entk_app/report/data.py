@@ -515,8 +515,8 @@ def _read_latent(
         for s in run.segments
         if frames.find_row(FrameRef(simulation=s.simulation, segment=s.segment, frame=0)) is not None
     ]
-    others = [m.model for m in last.models if m.model != last.best_model]
-    for model in (last.best_model, *others):
+    # The best first.
+    for model in sorted((found.model for found in last.models), key=lambda model: model != last.best_model):
         path = layout.model(model.iteration, model.latent_dim).embeddings
         found = notes.attempt("latent coordinates", partial(look_up_embeddings, path, keys))
         if not found:
