@@ -245,9 +245,11 @@ def compute_trajectory_bytes(n_atoms: int, n_frames: int) -> int:
     return _DCD_HEADER + n_frames * (12 * n_atoms + _DCD_RECORDS)
 
 
-def compute_frames_bytes(n_atoms: int, n_residues: int, has_native: bool, n_frames: int) -> int:
+def compute_frames_bytes(
+    n_atoms: int, n_residues: int, has_native: bool, n_frames: int, has_score: bool = False
+) -> int:
     """Size of a segment's ``frames.h5``."""
-    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * has_native
+    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * has_native + has_score
     chunks = math.ceil(n_frames / _H5_CHUNK)
     return chunks * _H5_CHUNK * (geometry.count_bytes(n_residues) + 8 * columns) + 24 * n_atoms + _H5_OVERHEAD
 
@@ -296,7 +298,7 @@ def compute_size(
     n_segments = first * slots.total + later * slots.simulate
     segment = (
         compute_trajectory_bytes(n_atoms, frames)
-        + compute_frames_bytes(n_atoms, n_residues, system.has_native, frames)
+        + compute_frames_bytes(n_atoms, n_residues, system.has_native, frames, system.score is not None)
         + frames * _LOG_ROW
         + n_atoms * (_STATE_ATOM + _PDB_LINE)
         + _RECORDS

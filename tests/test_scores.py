@@ -259,6 +259,11 @@ def test_every_score_on_disk_is_what_another_library_finds(scored):
     summary = json.loads(scored.layout.summary.read_text())
     assert summary["score"] == "end_to_end"
     assert summary["best_score"] == pytest.approx(min(lowest.values()), abs=1e-4)
+    recomputed = {(r.simulation, r.segment): recompute(scored.layout, r) for r in segments_of(scored.layout)}
+    for iteration in (1, 2, 3):
+        for outlier in read_record(AnalysisRecord, scored.layout.analysis(iteration)).outliers:
+            expected = recomputed[outlier.frame.simulation, outlier.frame.segment][outlier.frame.frame]
+            assert outlier.score == pytest.approx(expected, abs=1e-4)
     place = summary["best_score_frame"]
     assert (place["simulation"], place["segment"]) == min(lowest, key=lowest.get)
 
