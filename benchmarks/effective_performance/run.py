@@ -44,7 +44,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "simulate": {"segment_ns": 0.08, "report_interval_ps": 2, "time_step_fs": 20, "friction_per_ps": 1},
     "train": {"latent_dims": [4], "epochs": 12, "patience": 4, "block_frames": 20, "max_frames": 2000},
     "analyse": {"max_outliers": 20},
-    "stop": {"target_rmsd_angstrom": 2.0, "max_iterations": 100_000, "max_time_us": 0.008},
+    "stop": {"target_rmsd_angstrom": 2.0, "max_iterations": 100_000, "max_time_us": 0.006},
 }
 N_SLOTS = 4
 
