@@ -27,6 +27,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     campaign = build_settings(read_config(layout.settings))
     settings = campaign.train
     platform = cvae.configure(task.cores, task.seed, task.gpus, task.allow_cpu)
+    speedups = cvae.choose_speedups(platform, settings.precision, cvae.find_capability())
     frames = read_frames(layout, task.segments)
     lengths = np.asarray([key.n_frames for key in task.segments])
     # The same split for every latent size of an iteration: their held-out losses are compared.
@@ -47,6 +48,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
         settings,
         task.latent_dim,
         should_stop=should_stop,
+        speedups=speedups,
     )
     seconds_train = time.time() - unix_start - seconds_load
     paths = layout.model(task.iteration, task.latent_dim)
@@ -79,6 +81,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
             seconds_per_epoch=float(np.median([epoch.seconds for epoch in training.history])),
             inference_ms_per_frame=inference_ms,
             platform=platform,
+            precision="mixed" if speedups.mixed else "float32",
             device=placement.device,
             placement=placement,
             seed=task.seed,
