@@ -193,7 +193,7 @@ def test_a_folder_without_a_campaign_or_frames_is_exit_2(export, tmp_path):
     (tmp_path / "empty").mkdir()
     code, printed, _ = export("x.csv", layout=RunLayout(tmp_path / "empty"))
     assert code == 2 and "holds no campaign" in printed
-    campaign = prepare(tmp_path / "begun", tiny_settings())
+    campaign = prepare(tmp_path / "begun", tiny_settings("coupling=staged"))
     campaign.start()
     code, printed, _ = export("x.csv", layout=campaign.layout)
     assert code == 2 and "has no whole segment yet" in printed
@@ -201,7 +201,8 @@ def test_a_folder_without_a_campaign_or_frames_is_exit_2(export, tmp_path):
 
 def test_without_native_structure_frames_lie_on_the_first_one(export, tmp_path):
     settings = tiny_settings(
-        "system.name=mine", "system.sequence=AAAA", "system.model=all-atom", "simulate.time_step_fs=2",
+        "coupling=staged", "system.name=mine", "system.sequence=AAAA", "system.model=all-atom",
+        "simulate.time_step_fs=2",
         "simulate.report_interval_ps=0.02", "simulate.segment_ns=0.0001",
     )  # fmt: skip
     campaign = prepare(tmp_path / "run", settings, cores=1)

@@ -174,7 +174,7 @@ def test_a_file_that_is_being_written_is_tried_again(tiny_campaign, monkeypatch)
 
 
 def test_a_campaign_that_runs_is_read_to_its_last_whole_segment(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     stage = campaign.start()
     run_task("simulate", campaign.layout.root, stage.tasks[0].order)
     paths = campaign.layout.segment(1, 0)

@@ -120,7 +120,7 @@ def test_what_did_not_change_is_not_read_again(copy, monkeypatch):
 
 
 def test_progress_that_an_earlier_try_left_is_none(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     campaign.start()
     paths = campaign.layout.segment(0, 0)
     write_record(
@@ -205,7 +205,7 @@ def replay(source, target):
 
 
 def test_segments_of_a_simulation_come_in_their_order(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("steering.initial_frames=1000"), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "steering.initial_frames=1000"), cores=1)
     stage = campaign.start()
     for _ in range(2):
         run_task("simulate", campaign.layout.root, stage.tasks[0].order)

@@ -83,7 +83,7 @@ def ended(tiny_campaign, tmp_path):
 @pytest.fixture
 def begun(tmp_path):
     """A campaign whose first simulations were ordered; its launcher is this process."""
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     campaign.start()
     CampaignLock.create(campaign.layout.lock)
     # As a launcher does before its first decision.
@@ -265,7 +265,8 @@ def test_one_that_is_taken_up_again_starts_although_its_last_decision_was_a_stop
 
 
 def test_stages_are_followed_task_by_task(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("resource.md_slots=2", "resource.ml_slots=2"), cores=4, gpus=4)
+    settings = tiny_settings("coupling=staged", "resource.md_slots=2", "resource.ml_slots=2")
+    campaign = prepare(tmp_path / "run", settings, cores=4, gpus=4)
     assert campaign.machine.slots.is_split
     root, layout = campaign.layout.root, campaign.layout
     seen = []
@@ -327,7 +328,7 @@ def test_a_segment_that_was_only_saved_leaves_its_task_under_way(begun):
 
 
 def test_tasks_that_published_nothing_are_named_and_counted_as_the_campaign_does(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("steering.initial_frames=1000"))
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "steering.initial_frames=1000"))
     layout = campaign.layout
     stage = campaign.start()
     for _ in range(3):

@@ -173,7 +173,7 @@ def test_watch_and_json_do_not_go_together(tmp_path, capsys):
 
 
 def test_watching_off_a_terminal_prints_a_line_a_change_until_the_end(tmp_path, monkeypatch):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     CampaignLock.create(campaign.layout.lock)
     campaign.start()
     text, looks = io.StringIO(), []
@@ -197,7 +197,7 @@ def test_watching_off_a_terminal_prints_a_line_a_change_until_the_end(tmp_path, 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_ctrl_c_ends_watching_and_nothing_else(tmp_path, monkeypatch, is_terminal):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     CampaignLock.create(campaign.layout.lock)
     campaign.start()
     text = io.StringIO()
@@ -212,7 +212,7 @@ def test_ctrl_c_ends_watching_and_nothing_else(tmp_path, monkeypatch, is_termina
 
 
 def test_a_watching_process_leaves_with_0_on_ctrl_c(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     CampaignLock.create(campaign.layout.lock)
     campaign.start()
     watching = subprocess.Popen(

@@ -28,7 +28,7 @@ def radical_in(tmp_path, monkeypatch):
 
 def workflow(tmp_path, *assignments, resource=None) -> AdaptiveWorkflow:
     resource = resource or ResourceSettings()
-    campaign = prepare(tmp_path / "run", tiny_settings(*assignments))
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", *assignments))
     found = find_resource(resource)
     campaign = Campaign(
         campaign.layout, campaign.settings, divide_machine(campaign.settings, found.cores, found.gpus, found.nodes)

@@ -23,7 +23,7 @@ from entk_app.tasks import run_task, simulate
 
 @pytest.fixture
 def begun(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings(), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"), cores=1)
     stage = campaign.start()
     run_task("simulate", campaign.layout.root, stage.tasks[0].order)
     return campaign
@@ -108,7 +108,7 @@ def test_a_task_that_fails_publishes_nothing(begun, monkeypatch):
 
 def run_until_told(tmp_path, tell):
     """A segment far longer than a test, that something else ends once it has frames."""
-    campaign = prepare(tmp_path / "run", tiny_settings("simulate.segment_ns=1000"), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "simulate.segment_ns=1000"), cores=1)
     layout = campaign.layout
     progress = layout.segment(0, 0).in_work().progress
 
@@ -183,7 +183,7 @@ def test_a_long_task_publishes_what_it_has_every_few_minutes(begun):
 def test_saving_does_not_change_the_trajectory(tmp_path):
     found = []
     for name in ("seldom", "often"):
-        campaign = prepare(tmp_path / name, tiny_settings(), cores=1)
+        campaign = prepare(tmp_path / name, tiny_settings("coupling=staged"), cores=1)
         if name == "often":
             save_often(campaign)
         run_task("simulate", campaign.layout.root, order(campaign, 0, 0, n_frames=5))
