@@ -10,7 +10,6 @@ docs/decisions/0018-several-simulations-a-gpu.md.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,14 @@ def write_hook(folder: Path) -> str:
     Parameters
     ----------
     folder : Path
-        A new or earlier folder, seen by the node of the agent.
+        A new or earlier folder, seen by the node of the agent, whose path RADICAL-Pilot's scripts can take.
     """
     folder.mkdir(exist_ok=True)
     own = Path(__file__)
     (folder / "sitecustomize.py").write_bytes(own.read_bytes())
     (folder / "entk_app_loopback.py").write_bytes(own.with_name("loopback.py").read_bytes())
-    return f'export PYTHONPATH={shlex.quote(str(folder))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    # As plain as can be: it is expanded by the batch job's script too.
+    return f"export PYTHONPATH={folder}:$PYTHONPATH"
 
 
 def install() -> None:

@@ -47,7 +47,7 @@ def place(tmp_path):
     """Place tasks in a process of its own, started from a shell as RADICAL-Pilot starts its agent."""
 
     def run(asked, nodes=1, hook=True):
-        line = gpu_sharing.write_hook(tmp_path / "it's a hook") if hook else "true"
+        line = gpu_sharing.write_hook(tmp_path / "hook") if hook else "true"
         done = subprocess.run(
             ["bash", "-c", f'{line}; exec "$0" -c "$1" "$2"', sys.executable, SCRIPT, json.dumps([nodes, asked])],
             env={**os.environ, "RADICAL_BASE": str(tmp_path), "PYTHONPATH": str(CHECKOUT)},

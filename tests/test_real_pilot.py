@@ -269,9 +269,9 @@ def test_both_pilots_of_a_resumed_campaign_are_kept(killed_and_resumed):
 SHARED = [
     "--resource", "local.dgx2_emulated", "--run-dir", "run", "--seed", "6", "--set", "resource.gpus=4",
     "--set", "resource.cores=20", "--set", "resource.sims_per_gpu=2", "--set", "coupling=concurrent",
-    "--set", "simulate.segment_ns=0.4", "--set", "train.latent_dims=[3]", "--set", "train.epochs=3",
-    "--set", "steering.min_frames=100", "--set", "steering.window=50", "--set", "stop.target_rmsd_angstrom=0.1",
-    "--set", "stop.max_iterations=2",
+    "--set", "simulate.segment_ns=0.2", "--set", "train.latent_dims=[3]", "--set", "train.epochs=3",
+    "--set", "steering.min_frames=60", "--set", "steering.window=30", "--set", "stop.target_rmsd_angstrom=0.1",
+    "--set", "stop.max_iterations=2", "--set", "steering.initial_frames=300",
 ]  # fmt: skip
 
 
