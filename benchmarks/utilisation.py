@@ -105,7 +105,7 @@ def measure(run: Path, n_slots: int, seconds: float) -> dict[str, float]:
     for row in rows:
         times[row["kind"]].append((float(row["unix_started"]), float(row["unix_stopped"]), row["device_ids"]))
     begin = min(start for start, _, _ in times["train"])
-    end = min(begin + seconds, max(stop for _, stop, _ in times["simulate"]))
+    end = min(begin + seconds, max(stop for own in times.values() for _, stop, _ in own))
     within = [(max(a, begin), min(b, end)) for a, b, _ in times["simulate"] if a < end and b > begin]
     busy = sum(b - a for a, b in within)
     devices: dict[str, list[tuple[float, float]]] = {}

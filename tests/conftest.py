@@ -73,6 +73,14 @@ def tiny_settings(*assignments: str, preset: str = "villin-quick") -> Settings:
     return build_settings(read_preset(preset)[1], assignments=[*TINY_CALPHA, f"coupling={_coupling}", *assignments])
 
 
+def learned(number: int) -> int:
+    """The iteration of the n-th learning of a campaign without GPUs, n from 1.
+
+    In the concurrent coupling the initial phase has a number of its own.
+    """
+    return number + (_coupling == "concurrent")
+
+
 def prepare(root: Path, settings: Settings, cores: int = 2, gpus: int = 0) -> Campaign:
     layout = RunLayout(root)
     built = build_system(settings, cache=root.parent / ".cache")

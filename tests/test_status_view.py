@@ -45,6 +45,7 @@ def draw(report, width, height=None):
     return text.getvalue().splitlines()
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_a_screen_says_what_matters(report):
     running = report.model_copy(
         update={
@@ -138,6 +139,7 @@ def test_a_sparkline_is_as_wide_as_it_may_be_and_shows_the_lowest(values, width)
     assert "▁" in bars
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_a_line_changes_with_what_was_published_only(report):
     running = report.model_copy(update={"state": "running", "message": "", "activity": "simulate, 0 of 2 done"})
     later = running.model_copy(update={"unix": 9e9, "elapsed_s": 99.0, "n_frames_running": 17})
@@ -150,6 +152,7 @@ def test_a_line_changes_with_what_was_published_only(report):
 # The command.
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_the_command_prints_a_screen_or_json(tiny_campaign, capsys):
     run = str(tiny_campaign.layout.root)
     assert cli.main(["status", run]) == 0

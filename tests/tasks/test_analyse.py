@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import learned
 
 from entk_app.errors import DataError
 from entk_app.frames import FrameIndex, read_embeddings, read_frames
@@ -93,6 +94,7 @@ def order(keys, *models):
     return AnalyseTask(iteration=3, models=models, segments=tuple(keys), cores=1, gpus=0, allow_cpu=True)
 
 
+@pytest.mark.staged("which segments a model was trained on is known")
 def test_a_model_is_asked_only_for_segments_that_it_has_not_encoded(tiny_campaign, run, asked):
     from entk_app import cvae
 
@@ -118,9 +120,10 @@ def test_a_model_is_asked_only_for_segments_that_it_has_not_encoded(tiny_campaig
 def test_the_task_asks_no_model_twice_and_finds_the_same(tiny_campaign, run, asked):
     """Whatever was kept: all, nothing, or something damaged."""
     keys = tiny_campaign.results.list_segments()
-    path, last = run.analysis(3), tiny_campaign.layout.analysis(3)
+    number = learned(3)
+    path, last = run.analysis(number), tiny_campaign.layout.analysis(number)
     expected = read_record(AnalysisRecord, last)
-    embeddings = [run.model(3, dim).embeddings for dim in (3, 4)]
+    embeddings = [run.model(number, dim).embeddings for dim in (3, 4)]
     for prepare, n_calls in (
         (lambda: None, 0),
         (lambda: [file.unlink() for file in embeddings], 2),
@@ -130,7 +133,7 @@ def test_the_task_asks_no_model_twice_and_finds_the_same(tiny_campaign, run, ask
         prepare()
         path.unlink()
         asked.clear()
-        run_analysis(run, run.analysis_task(3), take_place())
+        run_analysis(run, run.analysis_task(number), take_place())
         assert len(asked) == n_calls
         record = read_record(AnalysisRecord, path)
         assert [o.frame for o in record.outliers] == [o.frame for o in expected.outliers]
