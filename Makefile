@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CONCURRENT_TESTS := tests/test_campaign.py tests/test_inprocess.py tests/test_verify.py tests/test_run_reader.py \
-	tests/test_frame_table.py tests/test_export.py tests/test_preflight.py tests/test_status.py tests/tasks
+	tests/test_frame_table.py tests/test_export.py tests/test_status.py tests/test_status_view.py \
+	tests/test_preflight.py tests/tasks/test_train.py tests/tasks/test_analyse.py
 
 .PHONY: run test test-fast test-concurrent lint profile clean
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shutil
 import stat
 import subprocess
@@ -35,7 +36,8 @@ STEPS = {
     "its process runs": ("", "rank_start"),
     "the agent sees its end": ("agent_executing", "task_run_stop"),
     "its devices are free": ("agent_scheduling", "unschedule_stop"),
-    "EnTK notes its end": ("radical.entk.appmanager", "pub_ack_state_DONE"),
+    "EnTK's workflow has its end": ("radical.entk.wfprocessor", "advance DONE"),
+    "EnTK notes its end": ("radical.entk.appmanager", "sync_recv_obj_state_DONE"),
 }
 
 
@@ -129,6 +131,11 @@ def measure(run: Path, n_slots: int, seconds: float) -> dict[str, float]:
     }
 
 
+def say_gap(seconds: float) -> str:
+    """A dash where no slot had a second task in the time."""
+    return "-" if math.isnan(seconds) else f"{seconds:.2f} s"
+
+
 def measure_steps(run: Path, n_tasks: int) -> dict[str, float]:
     """Milliseconds a task at each step, of the tasks of the first stage."""
     from entk_app.profiles import read_profile
@@ -141,7 +148,7 @@ def measure_steps(run: Path, n_tasks: int) -> dict[str, float]:
             if not number.isdigit() or int(number) >= n_tasks:
                 continue
             for step, (component, name) in STEPS.items():
-                if event.component.startswith(component) and event.name == name:
+                if event.component.startswith(component) and name in (event.name, f"{event.name} {event.state}"):
                     times[step].setdefault(event.uid, event.unix)
     return {
         step: 1e3 * (max(own.values()) - min(own.values())) / (len(own) - 1)
@@ -184,7 +191,7 @@ def main() -> None:
             baseline = baseline or rate
             print(
                 f"| {n_slots} | {coupling} | {found['busy_percent']:.1f} % | {rate / baseline:.2f} x "
-                f"| {found['gap_median_s']:.2f} s | {found['gap_90_s']:.2f} s | {found['n_segments']} |",
+                f"| {say_gap(found['gap_median_s'])} | {say_gap(found['gap_90_s'])} | {found['n_segments']} |",
                 flush=True,
             )
     print("\n| ms a task, first stage |" + "".join(f" {n_slots} {coupling} |" for n_slots, coupling, _ in steps))
