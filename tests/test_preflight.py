@@ -177,6 +177,22 @@ def test_a_probe_that_fails_says_why(tmp_path):
         run_probe("simulate", campaign.layout, ProbeTask(cores=1, gpus=0, allow_cpu=True), Speed)
 
 
+@pytest.mark.parametrize(("gpus_here", "part"), [(16, 2), (0, 1)])
+def test_simulations_that_share_a_gpu_are_not_taken_for_as_fast_as_one_alone(
+    tmp_path, monkeypatch, measured, gpus_here, part
+):
+    # Without a GPU the probe has the cores of a part already.
+    monkeypatch.setattr("entk_app.check.count_gpus", lambda: gpus_here)
+    layout, label = RunLayout(tmp_path / "run"), "resource.label=local.dgx2_emulated"
+    alone, shared = (
+        check_campaign(tiny_settings(label, f"resource.sims_per_gpu={n}"), layout, config_folders()) for n in (1, 2)
+    )
+    assert (alone.simulations, shared.simulations, shared.trainings) == (14, 28, 2)
+    assert shared.speed.ns_per_day == alone.speed.ns_per_day / part
+    assert any("divided by resource.sims_per_gpu = 2" in note for note in shared.notes) == (part == 2)
+    assert shared.size.n_frames > 1.9 * alone.size.n_frames
+
+
 # The command.
 
 
