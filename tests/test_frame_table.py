@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entk_app import frame_table
@@ -110,6 +110,7 @@ selections = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(selections)
 def test_a_frame_is_chosen_where_every_condition_holds(tiny_campaign, selection):
     raw = raw_frames_once(tiny_campaign)
