@@ -62,11 +62,15 @@ class Trained:
 def train(name: str, packed: np.ndarray, lengths: np.ndarray, n_residues: int, epochs: int, seed: int) -> Trained:
     """Train one architecture; the split follows from the seed alone."""
     from entk_app import cvae
+    from entk_app.records import SegmentKey
     from entk_app.settings import TrainSettings
+    from entk_app.training_set import choose_training_set
 
     cvae.configure(1, seed=seed)
     settings = TrainSettings(architecture=name, epochs=epochs, patience=None)
-    rows, held_out = cvae.split_blocks(lengths, settings, np.random.default_rng(seed))
+    segments = [SegmentKey(simulation=i, segment=0, n_frames=int(length)) for i, length in enumerate(lengths)]
+    chosen = choose_training_set(segments, settings, seed, np.random.default_rng(seed))
+    rows, held_out = chosen.train, chosen.held_out
     history = cvae.train_model(packed, n_residues, rows, held_out, settings, latent_dim=4).history
     return Trained(
         frames_per_second=len(rows) / statistics.median(epoch.seconds for epoch in history),

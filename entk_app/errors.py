@@ -33,6 +33,12 @@ class ExportError(EntkAppError):
     exit_code = 2
 
 
+class CompareError(EntkAppError):
+    """Runs cannot be compared as asked for; nothing was written."""
+
+    exit_code = 2
+
+
 class RecordError(EntkAppError):
     """A record on disk is missing, truncated or of another kind."""
 
@@ -43,6 +49,14 @@ class DataError(EntkAppError):
 
 class BlewUpError(EntkAppError):
     """The integration left physics: coordinates or energies are no numbers, or the system is heated without bound."""
+
+
+class ScoreError(EntkAppError):
+    """The user's score cannot be loaded, raised, or returned something that is not a number."""
+
+
+class BrokenStructureError(DataError):
+    """Positions that no molecule has: nothing is simulated from them."""
 
 
 class DeviceError(EntkAppError):

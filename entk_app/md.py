@@ -30,6 +30,8 @@ _SMALL_SYSTEM = 100
 #: Steps before the speed is known: a request to stop is looked for between pieces of about a second.
 _FIRST_PIECE = 100
 
+ComputeScore = Callable[[NDArray[np.float64]], float]
+
 #: Columns of the state log.
 _LOGGED = ("step", "time", "potentialEnergy", "kineticEnergy", "totalEnergy", "temperature", "speed")
 
@@ -77,6 +79,8 @@ class SegmentResult:
     min_rmsd: float | None
     min_rmsd_frame: int | None
     last_rmsd: float | None
+    best_score: float | None = None
+    best_score_frame: int | None = None
 
     @property
     def ns_per_day(self) -> float:
@@ -94,15 +98,23 @@ class FrameReporter:
         Steps from frame to frame.
     max_kinetic : float
         Kinetic energy, kJ/mol, above which the simulation has blown up.
+    compute_score : callable or None
+        Score of positions of shape (n_atoms, 3), ångström.
     """
 
     def __init__(
-        self, writer: FrameWriter, ca_indices: tuple[int, ...], interval: int, max_kinetic: float = math.inf
+        self,
+        writer: FrameWriter,
+        ca_indices: tuple[int, ...],
+        interval: int,
+        max_kinetic: float = math.inf,
+        compute_score: ComputeScore | None = None,
     ) -> None:
         self._writer = writer
         self._ca = np.asarray(ca_indices)
         self._interval = interval
         self._max_kinetic = max_kinetic
+        self._compute_score = compute_score
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         steps = self._interval - simulation.currentStep % self._interval
@@ -116,7 +128,9 @@ class FrameReporter:
                 "what the thermostat keeps"
             )
         positions = to_trajectory_precision(state.getPositions(asNumpy=True)._value)
-        self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), positions[self._ca])
+        score = None if self._compute_score is None else self._compute_score(positions)
+        time_ps = state.getTime().value_in_unit(unit.picosecond)
+        self._writer.add(simulation.currentStep, time_ps, positions[self._ca], score)
 
 
 class _TimedReporter:
@@ -231,6 +245,7 @@ def run_segment(
     save_minutes: float,
     *,
     names: tuple[str, str, str],
+    compute_score: ComputeScore | None = None,
     should_stop: Callable[[], EndedBy | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
 ) -> SegmentResult:
@@ -252,6 +267,8 @@ def run_segment(
         The segment ends after so long all the same, for the next to go on: what it has is then safe.
     names : (trajectory, log, state)
         File names.
+    compute_score : callable or None
+        Score of a frame's positions, shape (n_atoms, 3), ångström.
     should_stop : callable
         Asked about every second; a reason ends the segment in order, with its last whole frame.
     on_frame : callable
@@ -265,6 +282,8 @@ def run_segment(
         The platform failed.
     Interrupted
         It was asked to stop before its first frame.
+    ScoreError
+        The score of a frame is no number.
     """
     context, interval = simulation.context, round(settings.report_interval_ps * 1000.0 / settings.time_step_fs)
     whole, whole_step = context.getState(positions=True), simulation.currentStep
@@ -274,7 +293,7 @@ def run_segment(
     max_kinetic = _HOT * _mean_kinetic(simulation.system, settings.temperature_k)
     reporters = [
         # First: what has blown up is not to be written by the others.
-        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic)),
+        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic, compute_score)),
         _TimedReporter(app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False)),
         _TimedReporter(app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True))),
     ]
@@ -319,6 +338,8 @@ def run_segment(
         min_rmsd=writer.min_rmsd,
         min_rmsd_frame=writer.min_rmsd_frame,
         last_rmsd=writer.last_rmsd,
+        best_score=writer.best_score,
+        best_score_frame=writer.best_score_frame,
     )
 
 

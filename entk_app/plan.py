@@ -33,22 +33,25 @@ def describe_plan(settings: Settings, resource: Resource, machine: Machine, layo
         "placement  " + " ".join(f"{title:>{width}}" for title, width in _COLUMNS),
     ]
     examples = _example_tasks(settings, machine, layout)
-    n_models = len(settings.train.latent_dims)
+    n_models = len(settings.train.latent_dims) if settings.learns else 0
     n_trainings, part, whole = min(slots.learn, n_models), machine.gpus_per_simulation, machine.gpus_per_task
     simulating = [machine.simulation_cores(i) for i in range(slots.simulate)]
     rows: list[tuple[str, int, list[int], float, str]] = [
         ("simulate", slots.simulate, simulating, part, "a simulation"),
         ("train", n_trainings, [machine.training_cores(i) for i in range(slots.learn)], whole, "a latent size"),
-        ("analyse", 1, [machine.analysis_cores], whole, "an iteration"),
+        ("analyse", int(not settings.is_control), [machine.analysis_cores], whole, "an iteration"),
     ]
     if slots.total > slots.simulate:
         first = [machine.simulation_cores(i) for i in range(slots.total)]
         rows.insert(0, ("simulate", slots.total, first, part, "a simulation, iteration 1"))
     for kind, count, cores, gpus, what in rows:
+        if not count:
+            continue
         values = (kind, str(count), _range(cores), str(sum(cores)), f"{gpus:.3g}")
         padded = " ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _COLUMNS, strict=True))
         lines.append(f"           {padded}  each {what}")
-    for task in examples:
+    kinds = {kind for kind, count, *_ in rows if count}
+    for task in (task for task in examples if task.kind in kinds):
         lines += _describe_task(task, settings, resource, layout)
     return lines
 

@@ -15,7 +15,7 @@ from entk_app.records import Decision, FrameRef, ModelRecord, ModelRef, Record, 
 from entk_app.run_folder import CUT_OFF
 from entk_app.run_reader import RunReader, RunState
 from entk_app.settings import Settings
-from entk_app.steering import SimulationHistory, find_last_outlier
+from entk_app.steering import SimulationHistory, asks_for_training, find_best_score, find_last_outlier
 
 State = Literal["starting", "running", "ending", "ended", "dead"]
 Stage = Literal["simulate", "train", "simulate+train", "analyse", "simulate+analyse", "none"]
@@ -65,7 +65,7 @@ class AnalysisStatus(Record):
     iteration: int
     n_frames: int
     n_outliers: int
-    best_model: ModelRef
+    best_model: ModelRef | None
 
 
 class IterationStatus(Record):
@@ -132,6 +132,10 @@ class StatusReport(Record):
     min_rmsd_angstrom: float | None
     min_rmsd_frame: FrameRef | None
     target_rmsd_angstrom: float | None
+    score: str | None = None
+    best_score: float | None = None
+    best_score_frame: FrameRef | None = None
+    target_score: float | None = None
     n_simulations: int
     n_purged: int
     n_restarts: int
@@ -170,6 +174,8 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
         best.min_rmsd_angstrom if best else None, *(slot.min_rmsd_angstrom for slot in slots)
     ) if rmsd is not None), default=None)  # fmt: skip
     is_whole = best is not None and best.min_rmsd_frame is not None and best.min_rmsd_angstrom == lowest
+    steering = run.settings.steering
+    scored = find_best_score(run.segments, steering.goal)
     actions = [action.kind for decision in run.decisions for action in decision.actions]
     iteration = run.going.iteration if run.going else 1
     logs = find_logs(run, layout)
@@ -213,6 +219,10 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
         if is_whole and best is not None and best.min_rmsd_frame is not None
         else None,
         target_rmsd_angstrom=run.settings.stop.target_rmsd_angstrom,
+        score=steering.score_name if steering.has_score else None,
+        best_score=None if scored is None else scored.value,
+        best_score_frame=None if scored is None else scored.frame,
+        target_score=run.settings.stop.target_score,
         n_simulations=sum(bool(s.segments) or s.simulation in run.progress for s in run.simulations.values()),
         n_purged=actions.count("purge"),
         n_restarts=actions.count("restart"),
@@ -276,14 +286,16 @@ def _find_stage(run: RunState) -> _StageCount:
     going = run.going
     if going is None:
         return _StageCount("none")
-    iteration, wanted = going.iteration, set(run.settings.train.latent_dims)
+    iteration = going.iteration
+    trains = run.settings.learns and asks_for_training(run.decisions, iteration)
+    wanted = set(run.settings.train.latent_dims) if trains else set()
     if run.settings.coupling == "concurrent":
         return _find_concurrent_stage(run, going, wanted)
     if going.next != "simulate" and iteration in run.to_analyse:
         return _StageCount("analyse", int(iteration in run.analysed), 1)
     alive = [simulation for simulation in run.simulations.values() if simulation.alive]
     n_simulated = sum(_is_done(simulation, going) for simulation in alive)
-    if going.next == "simulate":
+    if going.next == "simulate" or (not trains and going.next == "simulate+learn"):
         return _StageCount("simulate", n_simulated, len(alive))
     n_trained = len(run.trained.get(iteration, set()) & wanted)
     if going.next == "learn":
@@ -296,6 +308,8 @@ def _find_concurrent_stage(run: RunState, going: Decision, wanted: set[int]) -> 
     if going.next == "simulate":
         alive = [simulation for simulation in run.simulations.values() if simulation.alive]
         return _StageCount("simulate", sum(bool(simulation.segments) for simulation in alive), len(alive))
+    if not wanted and going.iteration not in run.to_analyse:
+        return _StageCount("simulate")
     if going.iteration in run.to_analyse:
         return _StageCount("simulate+analyse", int(going.iteration in run.analysed), 1)
     return _StageCount("simulate+train", len(run.trained.get(going.iteration, set()) & wanted), len(wanted))
@@ -320,7 +334,7 @@ def _describe_activity(run: RunState, state: State, stage: _StageCount) -> str:
     if state != "running":
         return ""
     if run.settings.coupling == "concurrent" and stage.kind == "simulate":
-        return "simulates the initial frames"
+        return "simulates" if run.analysed or run.settings.is_control else "simulates the initial frames"
     if stage.n_done == stage.n_tasks:
         return f"{stage.kind} is done, deciding"
     if stage.kind.endswith("analyse"):

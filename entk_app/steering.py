@@ -7,14 +7,24 @@ The rules are those of Ma et al. 2019 (section 2.2): a simulation with at least 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from entk_app.records import Action, AnalysisRecord, Decision, FrameRef, Outlier, SegmentRecord, order_by_rmsd
-from entk_app.settings import Settings
+from entk_app.records import (
+    Action,
+    AnalysisRecord,
+    Decision,
+    FrameRef,
+    Outlier,
+    SegmentRecord,
+    order_by_rmsd,
+    order_by_score,
+)
+from entk_app.settings import Goal, Settings
 
 #: A simulation whose task fails so often in a row is ended; its slot is restarted.
 MAX_FAILURES = 2
@@ -90,7 +100,10 @@ class SimulationHistory:
 
 @dataclass(frozen=True)
 class History:
-    """All that a decision may depend on."""
+    """All that a decision may depend on.
+
+    ``training`` says why models are to be trained next; None where those that there are go on serving.
+    """
 
     iteration: int
     simulations: tuple[SimulationHistory, ...]
@@ -99,6 +112,7 @@ class History:
     seconds_left: float = float("inf")
     seconds_needed: float = 0.0
     limit: Literal["walltime", "budget"] = "walltime"
+    training: str | None = "train the models"
 
     @property
     def alive(self) -> tuple[SimulationHistory, ...]:
@@ -126,6 +140,28 @@ class History:
     def min_rmsd_angstrom(self) -> float | None:
         return self.best.min_rmsd_angstrom if self.best else None
 
+    def find_best_score(self, goal: Goal) -> BestScore | None:
+        return find_best_score(self.segments, goal)
+
+
+@dataclass(frozen=True)
+class BestScore:
+    """The best score so far, and the frame that has it."""
+
+    value: float
+    frame: FrameRef
+
+
+def find_best_score(segments: Iterable[SegmentRecord], goal: Goal) -> BestScore | None:
+    """The best score of these segments' frames, the first of equals; None where they have none."""
+    known = [
+        BestScore(s.best_score, FrameRef(simulation=s.simulation, segment=s.segment, frame=s.best_score_frame))
+        for s in segments
+        if s.best_score is not None and s.best_score_frame is not None
+    ]
+    choose = min if goal == "minimise" else max
+    return choose(known, key=lambda best: best.value, default=None)
+
 
 def decide_start(settings: Settings, slots: Slots) -> Decision:
     """The first turn: every slot starts a simulation from the initial structure, there is nothing to learn from yet."""
@@ -146,25 +182,15 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
         reason = f"every simulation failed {MAX_FAILURES} times in a row; the last: {history.alive[-1].failure}"
         return decide_stop(history, "failed", reason)
     ended, going_on = _end_failed(history.alive)
+    if settings.is_control:
+        return _decide_control(history, settings, slots, ended, going_on)
     wanted = settings.steering.initial_frames
     if 0 < history.n_frames < wanted or not history.n_frames:
         reason = f"{history.n_frames} of {wanted or 1} initial frames: simulate on before learning"
-        first_id = _next_id(history)
-        renewed = tuple(
-            Action(
-                kind="start",
-                simulation=first_id + number,
-                reason=f"in place of simulation {action.simulation}, from the initial structure",
-            )
-            for number, action in enumerate(ended)
-        )
-        # A campaign that goes on with a larger pilot.
-        n_more = max(0, slots.total - len(going_on) - len(renewed))
-        more = _fill_slots(n_more, (), first_id + len(renewed))
-        actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed, *more)
-        return _decision(history, "simulate", reason, actions)
+        stays = tuple(_continue(s, "initial phase") for s in going_on)
+        return _decision(history, "simulate", reason, (*ended, *stays, *_renew(history, ended, going_on, slots.total)))
     if not slots.is_split:
-        return _decision(history, "learn", "train the models and look for outliers", ended)
+        return _learn(history, settings, "learn", "look for outliers", ended)
     # The slots that learning takes from the initial phase.
     by_staleness = sorted(going_on, key=lambda s: _staleness(s, None), reverse=True)
     released = by_staleness[: max(0, len(going_on) - slots.simulate)]
@@ -174,8 +200,69 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
         *(_continue(s, "simulates on beside the first training") for s in going_on if s not in released),
         *_fill_slots(slots.simulate - len(going_on), (), _next_id(history)),
     )
-    reason = f"the models train on {slots.learn} slots, {slots.simulate} simulations go on beside them"
-    return _decision(history, "simulate+learn", reason, actions, iteration=history.iteration + 1)
+    reason = f"{slots.simulate} simulations go on, learning has {slots.learn} slots"
+    return _learn(history, settings, "simulate+learn", reason, actions, history.iteration + 1)
+
+
+def _decide_control(
+    history: History,
+    settings: Settings,
+    slots: Slots,
+    ended: Sequence[Action],
+    going_on: Sequence[SimulationHistory],
+) -> Decision:
+    """Independent simulations: each goes on, whatever it found; one that keeps failing starts anew."""
+    if history.iteration >= settings.stop.max_iterations:
+        reason = f"{history.iteration} iterations done, stop.max_iterations reached"
+        return decide_stop(history, "max_iterations", reason)
+    # A campaign that goes on with a smaller pilot.
+    released = tuple(
+        Action(kind="end", simulation=s.simulation, reason=f"this pilot has slots for {slots.total} simulations")
+        for s in going_on[slots.total :]
+    )
+    stays = tuple(_continue(s, "independent of the others (steering.method = none)") for s in going_on[: slots.total])
+    actions = (*ended, *released, *stays, *_renew(history, ended, going_on, slots.total))
+    return _decision(history, "simulate", f"{len(stays)} go on", actions, iteration=history.iteration + 1)
+
+
+def _renew(
+    history: History, ended: Sequence[Action], going_on: Sequence[SimulationHistory], n_slots: int
+) -> tuple[Action, ...]:
+    """Simulations from the initial structure in place of those that failed, and in slots that are free."""
+    first_id = _next_id(history)
+    renewed = tuple(
+        Action(
+            kind="start",
+            simulation=first_id + number,
+            reason=f"in place of simulation {action.simulation}, from the initial structure",
+        )
+        for number, action in enumerate(ended)
+    )
+    # A campaign that goes on with a larger pilot.
+    n_more = max(0, n_slots - len(going_on) - len(renewed))
+    return (*renewed, *_fill_slots(n_more, (), first_id + len(renewed)))
+
+
+def asks_for_training(decisions: Iterable[Decision], iteration: int) -> bool:
+    """Whether models train in an iteration, as the decision that its learning began with says."""
+    began = next((d for d in decisions if d.iteration == iteration and "learn" in d.next), None)
+    return began is not None and began.train
+
+
+def _learn(
+    history: History,
+    settings: Settings,
+    following: str,
+    reason: str,
+    actions: Sequence[Action],
+    iteration: int | None = None,
+) -> Decision:
+    """A decision that frames are analysed, and before it models trained where there is a reason to."""
+    if settings.learns:
+        how = "the models go on serving" if history.training is None else f"models train: {history.training}"
+        reason = f"{reason}; {how}"
+    decision = _decision(history, following, reason, actions, iteration)
+    return decision.model_copy(update={"train": history.training is not None})
 
 
 def decide_after_analysis(
@@ -229,9 +316,12 @@ def decide_after_analysis(
     starts = _fill_slots(slots.simulate - len(stays), candidates, _next_id(history))
     n_restarts = sum(action.kind == "restart" for action in starts)
     reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
+    reason += _describe_broken(analysis)
     actions = (*ended, *leaving, *stays, *starts)
-    following = "simulate+learn" if slots.is_split else "simulate"
-    decision = _decision(history, following, reason, actions, iteration=history.iteration + 1)
+    if slots.is_split:
+        decision = _learn(history, settings, "simulate+learn", reason, actions, history.iteration + 1)
+    else:
+        decision = _decision(history, "simulate", reason, actions, history.iteration + 1)
     return decision.model_copy(update={"n_outliers": n_outliers})
 
 
@@ -273,7 +363,7 @@ def decide_refill(
     starts = _fill_slots(n_slots - len(alive), candidates, _next_id(history))
     if not (ended or released or starts):
         return None
-    reason = f"{len(ended) + len(released)} ended, {len(starts)} started in free slots"
+    reason = f"{len(ended) + len(released)} ended, {len(starts)} started in free slots{_describe_broken(analysis)}"
     return _decision(history, following, reason, (*ended, *released, *starts))
 
 
@@ -323,6 +413,7 @@ def _fill_slots(count: int, candidates: Sequence[Outlier], first_id: int) -> lis
                     simulation=number,
                     origin=outlier.frame,
                     rmsd_angstrom=outlier.rmsd_angstrom,
+                    score=outlier.score,
                     reason=f"from the outlier {outlier.frame}, {_describe_outlier(outlier)}",
                 )
             )
@@ -335,22 +426,56 @@ def _fill_slots(count: int, candidates: Sequence[Outlier], first_id: int) -> lis
 def rank_restarts(outliers: Iterable[Outlier], history: History, settings: Settings) -> Sequence[Outlier]:
     """The outliers that a simulation may start from, in the order in which they are taken.
 
-    A frame that was a start before, and the first frame of a simulation, are left out. The same order for
-    the same seed and iteration.
+    A frame that was a start before, the first frame of a simulation, and broken structures are left out. The same order
+    for the same seed and iteration. With ``one_per_region`` outliers near one another take turns with the others.
     """
-    usable = [o for o in outliers if o.frame.key not in history.used and not (o.frame.segment == 0 == o.frame.frame)]
-    by_rmsd = list(order_by_rmsd(usable))
-    ranking = settings.steering.ranking
-    if ranking == "novelty" or any(o.rmsd_angstrom is None for o in usable):
+    found = list(outliers)
+    usable = [o for o in found if o.frame.key not in history.used and not (o.frame.segment == 0 == o.frame.frame)]
+    usable = [o for o in usable if not o.problems]
+    ranked = _order_by_ranking(usable, history, settings)
+    if not settings.steering.one_per_region:
+        return ranked
+    return spread_regions(ranked, [o.region for o in found if o.frame.key in history.used])
+
+
+def spread_regions(ranked: Sequence[Outlier], used: Iterable[int | None]) -> list[Outlier]:
+    """Outliers of the least used regions first: the best of each, then the second of each, and so on.
+
+    Parameters
+    ----------
+    ranked : sequence of Outlier
+        Best first; those without a region are each of their own.
+    used : iterable of int or None
+        Regions of the outliers that were starts before.
+    """
+    counts = Counter(used)
+    turns = []
+    for place, outlier in enumerate(ranked):
+        turn = 0 if outlier.region is None else counts[outlier.region]
+        counts[outlier.region] += 1
+        turns.append((turn, place))
+    return [ranked[place] for _, place in sorted(turns)]
+
+
+def _order_by_ranking(usable: Sequence[Outlier], history: History, settings: Settings) -> list[Outlier]:
+    steering = settings.steering
+    if steering.method == "random":
+        generator = np.random.default_rng([settings.seed, history.iteration, 0x72616E6B])
+        in_order = order_by_rmsd(usable)
+        return [in_order[place] for place in generator.permutation(len(in_order))]
+    by_score = steering.has_score and steering.ranking in ("score", "mix")
+    is_unknown = any((o.score if by_score else o.rmsd_angstrom) is None for o in usable)
+    if steering.ranking == "novelty" or is_unknown:
         return sorted(usable, key=lambda o: (-o.isolation, o.frame.key))
-    if ranking == "rmsd":
-        return by_rmsd
+    best_first = list(order_by_score(usable, steering.goal) if by_score else order_by_rmsd(usable))
+    if steering.ranking != "mix":
+        return best_first
     generator = np.random.default_rng([settings.seed, history.iteration, 0x6D6978])
     ordered: list[Outlier] = []
-    while by_rmsd:
+    while best_first:
         turn = len(ordered) % 4
-        place = 0 if turn < 2 else int(generator.integers(len(by_rmsd))) if turn == 2 else -1
-        ordered.append(by_rmsd.pop(place))
+        place = 0 if turn < 2 else int(generator.integers(len(best_first))) if turn == 2 else -1
+        ordered.append(best_first.pop(place))
     return ordered
 
 
@@ -384,6 +509,14 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
             f"folded: simulation {best.simulation} segment {best.segment} frame {best.min_rmsd_frame} is at "
             f"{lowest:.2f} Å, the target is {target:g} Å",
         )
+    found = history.find_best_score(settings.steering.goal)
+    if stop.target_score is not None and found is not None and _reaches(found.value, stop.target_score, settings):
+        return decide_stop(
+            history,
+            "target_score",
+            f"{found.frame} has the {settings.steering.score_name} {found.value:.6g}, the target is "
+            f"{stop.target_score:g}",
+        )
     if stop.max_time_us is not None and history.time_us >= stop.max_time_us * (1 - 1e-9):
         return decide_stop(history, "max_time", f"{history.time_us:.6g} µs simulated, stop.max_time_us reached")
     if history.seconds_left <= 0:
@@ -397,6 +530,10 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
             f"{history.seconds_needed / 60:.1f} min",
         )
     return None
+
+
+def _reaches(score: float, target: float, settings: Settings) -> bool:
+    return score <= target if settings.steering.goal == "minimise" else score >= target
 
 
 def decide_stop(history: History, stop_reason: str, reason: str) -> Decision:
@@ -451,6 +588,16 @@ def _describe_last(simulation: SimulationHistory, last_outlier: int | None) -> s
 
 
 def _describe_outlier(outlier: Outlier) -> str:
+    score = "" if outlier.score is None else f", score {outlier.score:.6g}"
     if outlier.rmsd_angstrom is None:
-        return f"isolation {outlier.isolation:.2f}"
-    return f"RMSD {outlier.rmsd_angstrom:.2f} Å"
+        return f"isolation {outlier.isolation:.2f}{score}"
+    return f"RMSD {outlier.rmsd_angstrom:.2f} Å{score}"
+
+
+def _describe_broken(analysis: AnalysisRecord | None) -> str:
+    """How many outliers nothing may start from, with an example; nothing where all are sound."""
+    broken = [] if analysis is None else [outlier for outlier in analysis.outliers if outlier.problems]
+    if not broken:
+        return ""
+    first = broken[0]
+    return f"; {len(broken)} outliers left out as broken structures, such as {first.frame}: {'; '.join(first.problems)}"
