@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CONCURRENT_TESTS := tests/test_campaign.py tests/test_inprocess.py tests/test_verify.py tests/test_run_reader.py \
+	tests/test_frame_table.py tests/test_export.py tests/test_status.py tests/test_status_view.py \
+	tests/test_preflight.py tests/tasks/test_train.py tests/tasks/test_analyse.py
 
-.PHONY: run test test-fast lint profile clean
+.PHONY: run test test-fast test-concurrent lint profile clean
 
 run: $(INSTALLED)
 	$(BIN)/python app.py
@@ -16,6 +19,10 @@ test: $(INSTALLED)
 # Everything but the real pilots.
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not pilot"
+
+# In-process campaigns once more, in the concurrent coupling; a real pilot has its own concurrent campaign in make test.
+test-concurrent: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not pilot" --coupling concurrent $(CONCURRENT_TESTS)
 
 profile: $(INSTALLED)
 	$(BIN)/python benchmarks/wall_time.py --output runs/profile

@@ -5,7 +5,8 @@
 Tasks take as long as the paper's (benchmarks/synthetic_task.py) times ``--scale`` and compute nothing; the rest is
 real: pilot, EnTK, decisions, records. Each arm runs in a process of its own, for the same time after learning began.
 Figures are of the task times in the accounting's ``tasks.csv``. What is scaled are the tasks, not EnTK: at scale 1 its
-gaps weigh as much less.
+gaps weigh as much less. A second table tells what the first tasks, which are asked for all at once, wait for: at each
+step of EnTK and RADICAL-Pilot the milliseconds from one task to the next, by their profiles.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shutil
 import stat
 import subprocess
@@ -23,6 +25,20 @@ HERE = Path(__file__).resolve().parent
 
 #: Seconds of the paper's staged iteration: the longer of segment and training, then inference.
 ITERATION_S = 60.0 * 7.0 + 5.13e-3 * 100_000
+
+
+#: Steps of a task: component and event, or state, in the profiles.
+STEPS = {
+    "EnTK describes it": ("radical.entk.task_manager", "td_create"),
+    "EnTK notes that it is submitted": ("radical.entk.appmanager", "pub_ack_state_SUBMITTING"),
+    "the agent gives it its devices": ("agent_scheduling", "schedule_ok"),
+    "the agent starts it": ("agent_executing", "task_run_ok"),
+    "its process runs": ("", "rank_start"),
+    "the agent sees its end": ("agent_executing", "task_run_stop"),
+    "its devices are free": ("agent_scheduling", "unschedule_stop"),
+    "EnTK's workflow has its end": ("radical.entk.wfprocessor", "advance DONE"),
+    "EnTK notes its end": ("radical.entk.appmanager", "sync_recv_obj_state_DONE"),
+}
 
 
 def run_arm(folder: Path, coupling: str, n_slots: int, scale: float, minutes: float) -> None:
@@ -91,7 +107,7 @@ def measure(run: Path, n_slots: int, seconds: float) -> dict[str, float]:
     for row in rows:
         times[row["kind"]].append((float(row["unix_started"]), float(row["unix_stopped"]), row["device_ids"]))
     begin = min(start for start, _, _ in times["train"])
-    end = min(begin + seconds, max(stop for _, stop, _ in times["simulate"]))
+    end = min(begin + seconds, max(stop for own in times.values() for _, stop, _ in own))
     within = [(max(a, begin), min(b, end)) for a, b, _ in times["simulate"] if a < end and b > begin]
     busy = sum(b - a for a, b in within)
     devices: dict[str, list[tuple[float, float]]] = {}
@@ -115,6 +131,32 @@ def measure(run: Path, n_slots: int, seconds: float) -> dict[str, float]:
     }
 
 
+def say_gap(seconds: float) -> str:
+    """A dash where no slot had a second task in the time."""
+    return "-" if math.isnan(seconds) else f"{seconds:.2f} s"
+
+
+def measure_steps(run: Path, n_tasks: int) -> dict[str, float]:
+    """Milliseconds a task at each step, of the tasks of the first stage."""
+    from entk_app.profiles import read_profile
+
+    times: dict[str, dict[str, float]] = {step: {} for step in STEPS}
+    agent = "radical/radical.pilot.sandbox/*/pilot.0000/*.prof"
+    for pattern in ("radical/re.session*/*.prof", agent, "logs/*/*/*.prof"):
+        for event in (event for path in sorted(run.glob(pattern)) for event in read_profile(path)):
+            number = event.uid.removeprefix("task.")
+            if not number.isdigit() or int(number) >= n_tasks:
+                continue
+            for step, (component, name) in STEPS.items():
+                if event.component.startswith(component) and name in (event.name, f"{event.name} {event.state}"):
+                    times[step].setdefault(event.uid, event.unix)
+    return {
+        step: 1e3 * (max(own.values()) - min(own.values())) / (len(own) - 1)
+        for step, own in times.items()
+        if len(own) > 1
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -130,6 +172,7 @@ def main() -> None:
         return
     print("| GPUs | coupling | simulation slots busy | simulated, of staged | gap, median | gap, 90 % | segments |")
     print("|---|---|---|---|---|---|---|")
+    steps = []
     for n_slots in options.slots:
         baseline = None
         for coupling in ("staged", "concurrent"):
@@ -143,13 +186,18 @@ def main() -> None:
                     subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
             found = measure(folder / "run", n_slots, seconds)
             (folder / "result.json").write_text(json.dumps(found, indent=2))
+            steps.append((n_slots, coupling, measure_steps(folder / "run", n_slots)))
             rate = found["busy_hours"] / found["seconds"]
             baseline = baseline or rate
             print(
                 f"| {n_slots} | {coupling} | {found['busy_percent']:.1f} % | {rate / baseline:.2f} x "
-                f"| {found['gap_median_s']:.2f} s | {found['gap_90_s']:.2f} s | {found['n_segments']} |",
+                f"| {say_gap(found['gap_median_s'])} | {say_gap(found['gap_90_s'])} | {found['n_segments']} |",
                 flush=True,
             )
+    print("\n| ms a task, first stage |" + "".join(f" {n_slots} {coupling} |" for n_slots, coupling, _ in steps))
+    print("|---|" + "---|" * len(steps))
+    for step in STEPS:
+        print(f"| {step} |" + "".join(f" {found.get(step, float('nan')):.1f} |" for _, _, found in steps))
 
 
 if __name__ == "__main__":

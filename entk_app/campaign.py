@@ -77,7 +77,7 @@ class TaskSpec:
     name: str
     order: Path
     cores: int
-    gpus: int
+    gpus: float
 
     @property
     def output(self) -> Path:
@@ -610,7 +610,7 @@ class Campaign:
                 allow_cpu=self.machine.allow_cpu,
             ),
         )
-        return TaskSpec("simulate", self._name_of(order), order, cores, self.machine.gpus_per_task)
+        return TaskSpec("simulate", self._name_of(order), order, cores, self.machine.gpus_per_simulation)
 
     def _name_of(self, order: Path) -> str:
         """Name of a simulate task; a second try of the same has another."""

@@ -171,6 +171,13 @@ def _measure(
         task = ProbeTask(cores=machine.simulation_cores(0), gpus=gpus, allow_cpu=machine.allow_cpu)
         try:
             speed = run_probe("simulate", probed, task, Speed)
+            if gpus and machine.sims_per_gpu > 1:
+                # At worst: what one leaves idle of the device is what sharing is for.
+                speed = speed.model_copy(update={"ns_per_day": speed.ns_per_day / machine.sims_per_gpu})
+                notes.append(
+                    f"the speed is that of one simulation alone on its GPU, divided by resource.sims_per_gpu = "
+                    f"{machine.sims_per_gpu}: those that share one are faster"
+                )
         except ProbeError as error:
             problems.append(f"the simulation does not run here: {error}")
     frames = settings.frames_per_segment

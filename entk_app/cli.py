@@ -694,12 +694,13 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     campaign = make_campaign(layout, settings, machine)
     nodes = f"{resource.nodes} nodes, " if resource.nodes > 1 else ""
     slots = machine.slots
+    shared = f", {machine.sims_per_gpu} a GPU," if machine.sims_per_gpu > 1 else ""
     beside = f" beside {slots.learn} {'trainings' if settings.learns else 'analysis'}" if slots.is_split else ""
     lines = [
         f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
         f"{record.n_atoms} particles; "
         f"{resource.label}: {nodes}{resource.cores} cores, {resource.gpus} GPUs, "
-        f"{slots.simulate} simulations at a time{beside}; seed {settings.seed}",
+        f"{slots.simulate} simulations at a time{shared}{beside}; seed {settings.seed}",
         f"run folder: {layout.root}",
         *(f"note: {note}" for note in _notes(settings, resource, record.has_native)),
     ]

@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 #: Frames unpacked and encoded at a time: bounds the memory of inference.
 _ENCODE_BATCH = 1024
 
+#: NVIDIA's devices have tensor cores for float16 from this compute capability on (V100).
+_TENSOR_CORES = (7, 0)
+
 #: TensorFlow takes threads and memory growth once a process: in-process campaigns configure many times.
 _configured = False
 
@@ -88,6 +91,11 @@ class Cvae:
     decoder: Any
 
     @property
+    def variables(self) -> list[Any]:
+        """What is trained."""
+        return [*self.encoder.trainable_variables, *self.decoder.trainable_variables]
+
+    @property
     def n_parameters(self) -> int:
         return int(self.encoder.count_params() + self.decoder.count_params())
 
@@ -103,6 +111,23 @@ class Epoch:
     held_out_reconstruction: float
     held_out_divergence: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """What a training does on a GPU and not on a CPU.
+
+    Attributes
+    ----------
+    mixed : bool
+        Layers compute in float16, with the loss scaled; weights, outputs, losses and the model that is kept are
+        float32.
+    xla : bool
+        Steps are compiled by XLA, which takes minutes on a CPU and seconds on a GPU.
+    """
+
+    mixed: bool = False
+    xla: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,24 @@ def configure(cores: int, seed: int, gpus: int = 0, allow_cpu: bool = True) -> L
     return "GPU" if devices else "CPU"
 
 
+def find_capability() -> tuple[int, int] | None:
+    """Lowest compute capability of the devices; None without one of NVIDIA's."""
+    details = [tf.config.experimental.get_device_details(d) for d in tf.config.list_physical_devices("GPU")]
+    return min((found for one in details if (found := one.get("compute_capability"))), default=None)
+
+
+def choose_speedups(
+    platform: Literal["GPU", "CPU"], precision: Literal["auto", "float32", "mixed"], capability: tuple[int, int] | None
+) -> Speedups:
+    """What is worth it on a platform.
+
+    float16 and not bfloat16: the V100 of a DGX-2 computes the one in its tensor cores and not the other, newer devices
+    compute both as fast, and the loss scaling that float16 needs costs nothing to speak of.
+    """
+    has_tensor_cores = platform == "GPU" and capability is not None and capability >= _TENSOR_CORES
+    return Speedups(mixed=precision == "mixed" or (precision == "auto" and has_tensor_cores), xla=platform == "GPU")
+
+
 def build_model(architecture: str, n_residues: int, latent_dim: int) -> Cvae:
     """Untrained encoder and decoder.
 
@@ -172,8 +215,9 @@ def build_model(architecture: str, n_residues: int, latent_dim: int) -> Cvae:
         x = layers.Conv2D(filters, 3, strides=stride, padding="same", activation="relu")(x)
     inner = tuple(x.shape[1:])
     x = layers.Dense(shape.dense, activation="relu")(layers.Flatten()(x))
-    mean = layers.Dense(latent_dim, name="z_mean")(x)
-    log_variance = layers.Dense(latent_dim, name="z_log_variance")(x)
+    # Float32 also where the other layers compute in 16 bits: losses are sums of these.
+    mean = layers.Dense(latent_dim, name="z_mean", dtype="float32")(x)
+    log_variance = layers.Dense(latent_dim, name="z_log_variance", dtype="float32")(x)
     encoder = keras.Model(maps, [mean, log_variance], name="encoder")
 
     latent = keras.Input((latent_dim,), name="latent")
@@ -188,11 +232,29 @@ def build_model(architecture: str, n_residues: int, latent_dim: int) -> Cvae:
             strides=stride,
             padding="same",
             activation=None if last else "relu",
+            dtype="float32" if last else None,
         )(y)
     if pad:
-        y = layers.Cropping2D(((0, pad), (0, pad)))(y)
+        y = layers.Cropping2D(((0, pad), (0, pad)), dtype="float32")(y)
     decoder = keras.Model(latent, y, name="decoder")
     return Cvae(encoder, decoder)
+
+
+def build_mixed_twin(model: Cvae, architecture: str, n_residues: int, latent_dim: int) -> Cvae:
+    """The same model with the same weights whose layers compute in float16 and keep their weights in float32."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        twin = build_model(architecture, n_residues, latent_dim)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    _copy_weights(model, twin)
+    return twin
+
+
+def _copy_weights(source: Cvae, target: Cvae) -> None:
+    for own, other in zip(target.variables, source.variables, strict=True):
+        own.assign(other)
 
 
 def choose_batch_size(settings: TrainSettings, n_frames: int) -> int:
@@ -212,6 +274,7 @@ def train_model(
     latent_dim: int,
     should_stop: Callable[[], bool] = lambda: False,
     start: Cvae | None = None,
+    speedups: Speedups = Speedups(),
 ) -> Training:
     """Train one model and keep the weights of the epoch with the lowest held-out loss.
 
@@ -225,6 +288,8 @@ def train_model(
         Asked after every epoch.
     start : Cvae or None
         Goes on from its weights; None: from random ones.
+    speedups : Speedups
+        From :func:`choose_speedups`. Held-out losses are of the float32 model, which is kept, in any case.
 
     Raises
     ------
@@ -234,8 +299,16 @@ def train_model(
         ``should_stop`` said so.
     """
     model = start or build_model(settings.architecture, n_residues, latent_dim)
-    variables = model.encoder.trainable_variables + model.decoder.trainable_variables
-    update, evaluate = _compile_steps(model, _build_optimizer(settings.architecture), n_residues)
+    # Two models with the same weights: only the one that trains computes in 16 bits, and the other one is kept.
+    trained = model
+    if speedups.mixed:
+        trained = build_mixed_twin(model, settings.architecture, n_residues, latent_dim)
+    optimizer = _build_optimizer(settings.architecture)
+    if speedups.mixed:
+        # Gradients below the range of float16 would be zero; an update that overflows is left out.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    update = _compile_update(trained, optimizer, n_residues, speedups.xla)
+    evaluate = _compile_evaluation(model, n_residues, speedups.xla)
     batch_size = choose_batch_size(settings, len(train_rows))
 
     # One bulk read in memory, as bits: unpacked on the device, a batch at a time.
@@ -252,6 +325,8 @@ def train_model(
         for rows in training:
             sums += update(rows).numpy()
         on_train = sums / len(train_rows)
+        if trained is not model:
+            _copy_weights(trained, model)
         on_held_out = sum((evaluate(rows).numpy() for rows in held_out), np.zeros(2)) / len(held_out_rows)
         epoch = Epoch(
             epoch=number,
@@ -267,13 +342,13 @@ def train_model(
         history.append(epoch)
         if best is None or epoch.held_out_loss < best.held_out_loss:
             best = epoch
-            weights = [variable.numpy() for variable in variables]
+            weights = [variable.numpy() for variable in model.variables]
         elif settings.patience is not None and number - best.epoch >= settings.patience:
             break
         if should_stop():
             raise Interrupted("training was asked to stop")
     assert best is not None  # epochs >= 1
-    for variable, value in zip(variables, weights, strict=True):
+    for variable, value in zip(model.variables, weights, strict=True):
         variable.assign(value)
     return Training(model, tuple(history), best, batch_size)
 
@@ -283,40 +358,50 @@ def _build_optimizer(architecture: str) -> Any:
     return keras.optimizers.RMSprop(rate, rho=0.9) if architecture == "paper" else keras.optimizers.Adam(rate)
 
 
-def _compile_steps(model: Cvae, optimizer: Any, n_residues: int) -> tuple[Any, Any]:
-    """Compiled functions of packed rows: update the weights, and evaluate with the latent mean.
+def _compile_update(model: Cvae, optimizer: Any, n_residues: int, xla: bool) -> Any:
+    """A compiled function of packed rows that updates the weights.
 
-    Both return the sums over the batch of the reconstruction loss and of the divergence.
+    Returns the sums over the batch of the reconstruction loss and of the divergence.
     """
     unpack = make_unpacker(n_residues)
-    variables = model.encoder.trainable_variables + model.decoder.trainable_variables
+    variables = model.variables
     optimizer.build(variables)
 
-    def compute_losses(rows: Any, noise: bool) -> tuple[Any, Any]:
-        maps = unpack(rows)
-        mean, log_variance = model.encoder(maps, training=noise)
-        latent = mean + tf.exp(0.5 * log_variance) * tf.random.normal(tf.shape(mean)) if noise else mean
-        logits = model.decoder(latent, training=noise)
-        reconstruction = _sum_cross_entropy(maps, logits)
-        divergence = 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=1)
-        return reconstruction, divergence
-
-    signature = [tf.TensorSpec((None, geometry.count_bytes(n_residues)), tf.uint8)]
-
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=_signature(n_residues), jit_compile=xla or None)
     def update(rows: Any) -> Any:
         with tf.GradientTape() as tape:
-            reconstruction, divergence = compute_losses(rows, noise=True)
-            loss = tf.reduce_mean(reconstruction + divergence)
+            reconstruction, divergence = _compute_losses(model, unpack(rows), noise=True)
+            loss = optimizer.scale_loss(tf.reduce_mean(reconstruction + divergence))
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return tf.stack([tf.reduce_sum(reconstruction), tf.reduce_sum(divergence)])
 
-    @tf.function(input_signature=signature)
+    return update
+
+
+def _compile_evaluation(model: Cvae, n_residues: int, xla: bool) -> Any:
+    """A compiled function of packed rows: the same sums with the latent mean, and nothing updated."""
+    unpack = make_unpacker(n_residues)
+
+    @tf.function(input_signature=_signature(n_residues), jit_compile=xla or None)
     def evaluate(rows: Any) -> Any:
-        reconstruction, divergence = compute_losses(rows, noise=False)
+        reconstruction, divergence = _compute_losses(model, unpack(rows), noise=False)
         return tf.stack([tf.reduce_sum(reconstruction), tf.reduce_sum(divergence)])
 
-    return update, evaluate
+    return evaluate
+
+
+def _signature(n_residues: int) -> list[Any]:
+    return [tf.TensorSpec((None, geometry.count_bytes(n_residues)), tf.uint8)]
+
+
+def _compute_losses(model: Cvae, maps: Any, noise: bool) -> tuple[Any, Any]:
+    """Reconstruction loss and divergence of each map, nats, float32."""
+    mean, log_variance = model.encoder(maps, training=noise)
+    latent = mean + tf.exp(0.5 * log_variance) * tf.random.normal(tf.shape(mean)) if noise else mean
+    logits = model.decoder(latent, training=noise)
+    reconstruction = _sum_cross_entropy(maps, logits)
+    divergence = 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=1)
+    return reconstruction, divergence
 
 
 def make_unpacker(n_residues: int) -> Callable[[Any], Any]:

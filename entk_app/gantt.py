@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,24 @@ def assign_lanes(pilot: Pilot, tasks: Sequence[Task], device: Device) -> dict[st
             lanes[task.uid] = _fit(taken, math.ceil(task.amount(device)), task.running(pilot))
             _take(taken, lanes[task.uid], task.running(pilot))
     return lanes
+
+
+def divide_lanes(
+    pilot: Pilot, tasks: Sequence[Task], lanes: Mapping[str, tuple[int, ...]], device: Device
+) -> dict[str, tuple[int, int]]:
+    """Of each task that holds a part of a lane only: which part, from 0, and of how many."""
+    parts: dict[str, tuple[int, int]] = {}
+    taken: dict[tuple[int, int], float] = {}
+    for task in sorted(tasks, key=lambda t: t.started or 0.0):
+        run = task.running(pilot)
+        if run is None or task.uid not in lanes or not 0.0 < task.amount(device) < 1.0:
+            continue
+        lane, count = lanes[task.uid][0], round(1.0 / task.amount(device))
+        free = (part for part in range(count) if taken.get((lane, part), 0.0) <= run[0])
+        part = next(free, count - 1)
+        taken[lane, part] = run[1]
+        parts[task.uid] = part, count
+    return parts
 
 
 def _take(
@@ -129,11 +147,14 @@ def plot_tasks(
         _shade(ax, pilot, (base - 0.5, base + pilot.capacity(device) - 0.5), zero, seconds)
         tasks = usage.tasks_of[pilot.number]
         lanes = assign_lanes(pilot, tasks, device)
+        parts = divide_lanes(pilot, tasks, lanes, device)
         for task in tasks:
             run = task.running(pilot)
             for first, last in _ranges(lanes.get(task.uid, ())) if run else ():
                 left, right = ((unix - zero) / seconds for unix in run or ())
                 low, high = base + first - 0.42, base + last + 0.42
+                part, count = parts.get(task.uid, (0, 1))
+                low, high = low + part * (high - low) / count, low + (part + 1) * (high - low) / count
                 mark: str = task.state if task.state in HATCHES else ""
                 bars[task.kind, mark].append([(left, low), (right, low), (right, high), (left, high)])
     is_crowded = sum(map(len, bars.values())) > _MANY_BARS

@@ -27,6 +27,7 @@ from entk_app.records import (
 
 logger = logging.getLogger(__name__)
 
+#: Part of the format of records: blocks of digests are of so many bytes.
 _BLOCK_BYTES = 1 << 20
 
 
@@ -45,13 +46,22 @@ class DamagedError(DataError):
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Size and SHA-256 of a file."""
-    state, n_bytes = hashlib.sha256(), 0
+    """Size and SHA-256 of a file, and of its blocks where it has several."""
+    state, n_bytes, blocks = hashlib.sha256(), 0, []
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             state.update(block)
             n_bytes += len(block)
-    return FileDigest(n_bytes=n_bytes, sha256=state.hexdigest())
+            blocks.append(hashlib.sha256(block).hexdigest())
+    return FileDigest(n_bytes=n_bytes, sha256=state.hexdigest(), blocks=tuple(blocks) if len(blocks) > 1 else ())
+
+
+def _hash_file(path: Path) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()
 
 
 def digest_files(paths: Iterable[Path]) -> dict[str, FileDigest]:
@@ -90,8 +100,32 @@ def check_file(path: Path, files: Mapping[str, FileDigest]) -> None:
         It is missing, of another size, or of another content.
     """
     check_size(path, files)
-    if path.name in files and digest_file(path).sha256 != files[path.name].sha256:
+    if path.name in files and _hash_file(path) != files[path.name].sha256:
         raise DamagedError(f"{path} is altered: its checksum is not the one that it was published with", path.parent)
+
+
+def check_part(path: Path, files: Mapping[str, FileDigest], begin: int, end: int) -> None:
+    """Refuse a file whose bytes from ``begin`` up to ``end`` are not those that were published.
+
+    Only the blocks that hold them are read; all of the file where its record has no blocks.
+
+    Raises
+    ------
+    DamagedError
+        It is missing, of another size, or of another content there.
+    """
+    digest = files.get(path.name)
+    if digest is None or not digest.blocks:
+        check_file(path, files)
+        return
+    check_size(path, files)
+    first = begin // _BLOCK_BYTES
+    with path.open("rb") as stream:
+        stream.seek(first * _BLOCK_BYTES)
+        for published in digest.blocks[first : (end - 1) // _BLOCK_BYTES + 1]:
+            if hashlib.sha256(stream.read(_BLOCK_BYTES)).hexdigest() != published:
+                what = "its checksum is not the one that it was published with"
+                raise DamagedError(f"{path} is altered: {what}", path.parent)
 
 
 def read_segment(paths: SegmentPaths) -> SegmentRecord:

@@ -14,7 +14,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,19 +42,28 @@ def prepare(folder: Path, environment: MutableMapping[str, str]) -> None:
 
 def install() -> None:
     """Let ``zmq`` bind to loopback where it is asked for all interfaces, now or when it is imported."""
-    if "zmq" in sys.modules:
-        _narrow(sys.modules["zmq"])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    change_on_import("zmq", _narrow)
+
+
+def change_on_import(name: str, change: Callable[[Any], None]) -> None:
+    """Change a module now, or when it is imported: most Python processes never import it."""
+    if name in sys.modules:
+        change(sys.modules[name])
+    elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name, change))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Waits for the import of ``zmq``: most Python processes never do."""
+    """Waits for the import of one module."""
+
+    def __init__(self, name: str, change: Callable[[Any], None]) -> None:
+        self.name = name
+        self.change = change
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "zmq":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -64,7 +73,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _narrow(module)
+                self.change(module)
 
             loader.exec_module = exec_module
         return spec
@@ -84,14 +93,15 @@ def _narrow(zmq: ModuleType) -> None:
     zmq.Socket.bind = narrow_bind  # type: ignore[attr-defined]
 
 
-def _run_shadowed(own: Path) -> None:
-    """The ``sitecustomize`` of the site, which this one stands before."""
-    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != own]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
+def run_shadowed(own: Path) -> None:
+    """The ``sitecustomize`` that the one in this folder stands before: the site's, or another of this application."""
+    entries = [Path(entry).resolve() for entry in sys.path]
+    after = entries.index(own) + 1 if own in entries else 0
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", [str(entry) for entry in entries[after:]])
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 if __name__ == "sitecustomize":
     install()
-    _run_shadowed(Path(__file__).resolve().parent)
+    run_shadowed(Path(__file__).resolve().parent)

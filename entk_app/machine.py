@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from entk_app.errors import SettingsError
 from entk_app.settings import Settings
@@ -19,13 +20,15 @@ class Machine:
         Of the whole pilot.
     slots : Slots
     slot_cores : tuple of int
-        Cores of the task in each slot; together all cores of the pilot where it is one node.
+        Cores beside each GPU, or of the task in each slot without GPUs; together all of the pilot where it is one node.
     node_cores : int
         Cores of a node, which a single task cannot exceed.
     allow_cpu : bool
         Whether a task that was given a GPU may run without it.
     is_concurrent : bool
         Whether learning has slots of its own at all times.
+    sims_per_gpu : int
+        Simulations that share a GPU and the cores beside it; 1 without GPUs.
     """
 
     cores: int
@@ -35,12 +38,17 @@ class Machine:
     node_cores: int
     allow_cpu: bool = False
     is_concurrent: bool = False
+    sims_per_gpu: int = 1
 
     def simulation_cores(self, place: int) -> int:
+        n = self.sims_per_gpu
         if self.is_concurrent:
             # Which simulations run beside one another is not known beforehand.
-            return min(self.slot_cores)
-        return self.slot_cores[place % len(self.slot_cores)]
+            return min(self.slot_cores) // n
+        device, part = divmod(place, n)
+        share, rest = divmod(self.slot_cores[device % len(self.slot_cores)], n)
+        # Over several nodes larger pieces might not fit together.
+        return share + (part < rest and self.cores == self.node_cores)
 
     def training_cores(self, place: int) -> int:
         """Those of its slot beside simulations or a GPU, else an equal share of all."""
@@ -52,8 +60,8 @@ class Machine:
         return min(max(1, self.cores // self.slots.learn), self.node_cores)
 
     def _learning_cores(self) -> tuple[int, ...]:
-        """Cores of the slots that do not simulate; on GPUs, one slot a training."""
-        rest = self.slot_cores[self.slots.simulate :]
+        """Cores of the slots that do not simulate; on GPUs, one GPU a training."""
+        rest = self.slot_cores[self.slots.simulate // self.sims_per_gpu :]
         return rest[: self.slots.learn] if self.gpus else rest
 
     @property
@@ -66,7 +74,16 @@ class Machine:
 
     @property
     def gpus_per_task(self) -> int:
+        """Devices that a task sees."""
         return 1 if self.gpus else 0
+
+    @property
+    def gpus_per_simulation(self) -> float:
+        """What a simulation holds of its device."""
+        if self.sims_per_gpu == 1:
+            return self.gpus_per_task
+        # Rounded down: three thirds must not be more than a device.
+        return math.floor(1e6 / self.sims_per_gpu) / 1e6
 
 
 def divide_machine(
@@ -76,7 +93,7 @@ def divide_machine(
     nodes: int = 1,
     allow_cpu: bool = False,
 ) -> Machine:
-    """Divide the devices of a pilot's nodes among tasks: one GPU a task where there are GPUs, else cores.
+    """Divide the devices of a pilot's nodes among tasks: GPUs where there are any, else cores.
 
     Parameters
     ----------
@@ -91,8 +108,9 @@ def divide_machine(
     Returns
     -------
     Machine
-        With GPUs and no word of the user, a quarter of them learns (at most one a model) and the others simulate:
-        12 + 4 on a DGX-2. Without GPUs the stages take turns on all cores, unless the coupling is concurrent.
+        With GPUs and no word of the user, a quarter of them learns (at most one a model) and the others simulate,
+        ``resource.sims_per_gpu`` simulations each: 12 + 4 on a DGX-2. Without GPUs the stages take turns on all
+        cores, unless the coupling is concurrent.
 
     Raises
     ------
@@ -105,32 +123,46 @@ def divide_machine(
             f"resource.gpus = {gpus}: divided among {nodes} nodes of {asked.label}: ask for a multiple of {nodes}"
         )
     node_cores, node_gpus = cores // nodes, gpus // nodes
+    sims_per_gpu = asked.sims_per_gpu if gpus else 1
     in_node = min(node_gpus, node_cores) or max(1, node_cores // (asked.cores_per_simulation or 1))
     share, rest = divmod(node_cores, in_node)
-    per_simulation = asked.cores_per_simulation or (share if gpus else 1)
+    if share < sims_per_gpu:
+        raise SettingsError(
+            f"resource.sims_per_gpu = {sims_per_gpu}: {in_node} GPUs of {asked.label} have {node_cores} cores between "
+            f"them, and every simulation needs one; at most {share}"
+        )
+    per_simulation = asked.cores_per_simulation or (share // sims_per_gpu if gpus else 1)
     if per_simulation > node_cores:
         raise SettingsError(
             f"resource.cores_per_simulation = {per_simulation}: a node of {asked.label} has {node_cores} cores for "
             "this campaign"
         )
-    if per_simulation * in_node > node_cores:
+    if per_simulation * sims_per_gpu * in_node > node_cores:
+        each = "one" if sims_per_gpu == 1 else sims_per_gpu
         raise SettingsError(
-            f"resource.cores_per_simulation = {per_simulation}: {in_node} simulations, one a GPU, have {node_cores} "
-            f"cores of {asked.label} between them; at most {share}"
+            f"resource.cores_per_simulation = {per_simulation}: {sims_per_gpu * in_node} simulations, {each} a GPU, "
+            f"have {node_cores} cores of {asked.label} between them; at most {share // sims_per_gpu}"
         )
+    per_slot = sims_per_gpu * per_simulation if asked.cores_per_simulation or not gpus else share
     # What does not divide goes to the first slots; over several nodes the pieces might not fit together.
     larger = rest if gpus and nodes == 1 and asked.cores_per_simulation is None else 0
     total = nodes * in_node
-    slot_cores = tuple(per_simulation + (place < larger) for place in range(total))
+    slot_cores = tuple(per_slot + (place < larger) for place in range(total))
     return Machine(
         cores=cores,
         gpus=gpus,
-        slots=_split_slots(settings, total, bool(gpus)),
+        slots=_share_devices(_split_slots(settings, total, bool(gpus)), sims_per_gpu),
         slot_cores=slot_cores,
         node_cores=node_cores,
         allow_cpu=allow_cpu,
         is_concurrent=settings.coupling == "concurrent",
+        sims_per_gpu=sims_per_gpu,
     )
+
+
+def _share_devices(devices: Slots, sims_per_gpu: int) -> Slots:
+    """Slots of tasks from a split of devices: several simulations a device, one training."""
+    return replace(devices, total=devices.total * sims_per_gpu, simulate=devices.simulate * sims_per_gpu)
 
 
 def _split_slots(settings: Settings, total: int, has_gpus: bool) -> Slots:

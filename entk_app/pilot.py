@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entk_app import loopback
+from entk_app import gpu_sharing, loopback
 from entk_app.campaign import Campaign
 from entk_app.errors import (
     CampaignFailed,
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> None:
+def prepare_environment(
+    layout: RunLayout, resource: Resource, prefix: Path, shares_gpus: bool = False
+) -> None:
     """Set what radical reads at import, and write the run's own resource files.
 
     Parameters
@@ -59,6 +61,8 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     resource : Resource
     prefix : Path
         The Python environment (``sys.prefix``) of launcher, agent and tasks.
+    shares_gpus : bool
+        Whether tasks ask for fractions of a GPU.
 
     Notes
     -----
@@ -79,6 +83,10 @@ def prepare_environment(layout: RunLayout, resource: Resource, prefix: Path) -> 
     path = configs / f"resource_{resource.site}.json"
     # The agent of a queued pilot does not have this process' environment: its folder is written out.
     entry = {**resource.entry, "default_remote_workdir": str(layout.radical)}
+    if shares_gpus:
+        # In the entry, not in this environment: a queued pilot's agent needs it too.
+        hook = gpu_sharing.write_hook(layout.radical / "gpu-sharing")
+        entry["pre_bootstrap_0"] = [*entry.get("pre_bootstrap_0", ()), hook]
     path.write_text(json.dumps({resource.key: entry}, indent=2), encoding="utf-8")
     # The agent's scripts do not quote PATH either.
     path_entries = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if is_shell_safe(entry)]
@@ -192,7 +200,8 @@ def _run(
             # A queued pilot's time begins when it is active.
             campaign.limit_time(log.find_deadline())
             campaign.find_deadline = log.compute_deadline
-        prepare_environment(layout, resource, prefix)
+        shares_gpus = bool(resource.gpus) and campaign.settings.resource.sims_per_gpu > 1
+        prepare_environment(layout, resource, prefix, shares_gpus)
         stages = campaign.begin()
         if not stages:
             # Over by a rule: no pilot is asked for.

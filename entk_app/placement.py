@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping, Sequence
 
@@ -23,8 +24,15 @@ DEVICES_VARIABLE = "ENTK_APP_DEVICES"
 #: GPUs of a node: a task's cores are the share of its device among so many.
 SHARES_VARIABLE = "ENTK_APP_NODE_GPUS"
 
+#: Tasks that share a device: its cores are divided among so many.
+SHARERS_VARIABLE = "ENTK_APP_SHARERS"
+
 #: Cores that an emulated node pretends to have.
 EMULATED_VARIABLE = "ENTK_APP_EMULATED_CORES"
+
+
+#: Held as long as this process lives: its part of a shared device.
+_parts: list[socket.socket] = []
 
 
 def take_place(environment: MutableMapping[str, str] | None = None) -> Placement:
@@ -48,6 +56,10 @@ def take_place(environment: MutableMapping[str, str] | None = None) -> Placement
     emulated = variables.get(EMULATED_VARIABLE)
     allowed = list(range(int(emulated))) if emulated else sorted(os.sched_getaffinity(0))
     cores, pinned = find_share(allowed, assigned, variables.get(SHARES_VARIABLE)), False
+    sharers = int(variables.get(SHARERS_VARIABLE) or 1)
+    if sharers > 1 and len(cores) >= sharers:
+        part = claim_part(variables.get("RP_SESSION_ID", ""), assigned[0], sharers)
+        cores = cores if part is None else find_part(cores, sharers, part)
     if cores and not emulated and len(cores) < len(allowed):
         os.sched_setaffinity(0, cores)
         pinned = True
@@ -67,6 +79,7 @@ def take_place(environment: MutableMapping[str, str] | None = None) -> Placement
         cores=tuple(cores or allowed),
         pinned=pinned,
         emulated=bool(emulated),
+        sharers=sharers,
     )
 
 
@@ -90,11 +103,34 @@ def find_share(allowed: Sequence[int], assigned: Sequence[str], shares: str | No
     if shares is None or len(assigned) != 1 or not assigned[0].isdigit():
         return []
     count, place = int(shares), int(assigned[0])
-    base, rest = divmod(len(allowed), count)
-    if not base or place >= count:
+    if len(allowed) < count or place >= count:
         return []
+    return find_part(allowed, count, place)
+
+
+def find_part(cores: Sequence[int], count: int, place: int) -> list[int]:
+    """One of so many nearly equal parts of the cores, the first parts one core larger where they must be."""
+    base, rest = divmod(len(cores), count)
     first = place * base + min(place, rest)
-    return list(allowed[first : first + base + (place < rest)])
+    return list(cores[first : first + base + (place < rest)])
+
+
+def claim_part(session: str, device: str, count: int) -> int | None:
+    """The first part of a shared device that no living process of this node holds; None where all are held.
+
+    RADICAL-Pilot does not tell a task which part of a device it has. A part is a socket's name in Linux's abstract
+    namespace: it is of this node, no file, and free once its process is gone, however it ends.
+    """
+    for part in range(count):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0entk-app:{session}:{device}:{part}")
+        except OSError:
+            claim.close()
+            continue
+        _parts.append(claim)
+        return part
+    return None
 
 
 def name_devices(visible: Sequence[str], variables: Mapping[str, str], look_up: bool = True) -> list[str]:

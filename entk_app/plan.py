@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from entk_app.campaign import StageKind, TaskSpec
+from entk_app.campaign import TaskSpec
 from entk_app.layout import RunLayout, analyse_task_name, simulate_task_name, train_task_name
 from entk_app.machine import Machine
 from entk_app.pilot import describe_resource
@@ -34,18 +34,20 @@ def describe_plan(settings: Settings, resource: Resource, machine: Machine, layo
     ]
     examples = _example_tasks(settings, machine, layout)
     n_models = len(settings.train.latent_dims) if settings.learns else 0
-    rows: list[tuple[str, int, list[int], str]] = [
-        ("simulate", slots.simulate, [machine.simulation_cores(i) for i in range(slots.simulate)], "a simulation"),
-        ("train", min(slots.learn, n_models), [machine.training_cores(i) for i in range(slots.learn)], "a latent size"),
-        ("analyse", int(not settings.is_control), [machine.analysis_cores], "an iteration"),
+    n_trainings, part, whole = min(slots.learn, n_models), machine.gpus_per_simulation, machine.gpus_per_task
+    simulating = [machine.simulation_cores(i) for i in range(slots.simulate)]
+    rows: list[tuple[str, int, list[int], float, str]] = [
+        ("simulate", slots.simulate, simulating, part, "a simulation"),
+        ("train", n_trainings, [machine.training_cores(i) for i in range(slots.learn)], whole, "a latent size"),
+        ("analyse", int(not settings.is_control), [machine.analysis_cores], whole, "an iteration"),
     ]
     if slots.total > slots.simulate:
         first = [machine.simulation_cores(i) for i in range(slots.total)]
-        rows.insert(0, ("simulate", slots.total, first, "a simulation, iteration 1"))
-    for kind, count, cores, what in rows:
+        rows.insert(0, ("simulate", slots.total, first, part, "a simulation, iteration 1"))
+    for kind, count, cores, gpus, what in rows:
         if not count:
             continue
-        values = (kind, str(count), _range(cores), str(sum(cores)), str(machine.gpus_per_task))
+        values = (kind, str(count), _range(cores), str(sum(cores)), f"{gpus:.3g}")
         padded = " ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _COLUMNS, strict=True))
         lines.append(f"           {padded}  each {what}")
     kinds = {kind for kind, count, *_ in rows if count}
@@ -59,12 +61,13 @@ _COLUMNS = (("task", 9), ("at a time", 9), ("cores each", 10), ("cores", 6), ("G
 
 def _describe_slots(machine: Machine) -> str:
     slots = machine.slots
+    shared = f"; {machine.sims_per_gpu} simulations share a GPU" if machine.sims_per_gpu > 1 else ""
     if slots.is_split:
         return (
             f"{slots.total} simulations in iteration 1, then {slots.simulate} simulations and {slots.learn} trainings "
-            "beside one another"
+            f"beside one another{shared}"
         )
-    return f"{slots.total}, which simulations and trainings use in turn"
+    return f"{slots.total}, which simulations and trainings use in turn{shared}"
 
 
 def _range(values: list[int]) -> str:
@@ -72,13 +75,13 @@ def _range(values: list[int]) -> str:
 
 
 def _example_tasks(settings: Settings, machine: Machine, layout: RunLayout) -> list[TaskSpec]:
-    latent_dim, gpus = settings.train.latent_dims[0], machine.gpus_per_task
-    named: list[tuple[StageKind, str, Path, int]] = [
-        ("simulate", simulate_task_name(1, 0, 0), layout.segment(0, 0).task, machine.simulation_cores(0)),
-        ("train", train_task_name(1, latent_dim), layout.model(1, latent_dim).task, machine.training_cores(0)),
-        ("analyse", analyse_task_name(1), layout.analysis_task(1), machine.analysis_cores),
+    latent_dim, part, whole = settings.train.latent_dims[0], machine.gpus_per_simulation, machine.gpus_per_task
+    cores = machine.simulation_cores(0), machine.training_cores(0), machine.analysis_cores
+    return [
+        TaskSpec("simulate", simulate_task_name(1, 0, 0), layout.segment(0, 0).task, cores[0], part),
+        TaskSpec("train", train_task_name(1, latent_dim), layout.model(1, latent_dim).task, cores[1], whole),
+        TaskSpec("analyse", analyse_task_name(1), layout.analysis_task(1), cores[2], whole),
     ]
-    return [TaskSpec(kind, name, order, cores, gpus) for kind, name, order, cores in named]
 
 
 def _describe_task(task: TaskSpec, settings: Settings, resource: Resource, layout: RunLayout) -> list[str]:

@@ -133,7 +133,9 @@ def measure_training(layout: RunLayout, task: ProbeTask) -> TrainingSpeed:
     packed = np.random.default_rng(1).integers(0, 256, (n_train + 1, geometry.count_bytes(n_residues)), dtype=np.uint8)
     settings = campaign.train.model_copy(update={"epochs": 2, "patience": None, "batch_size": batch})
     rows = np.arange(n_train)
-    training = cvae.train_model(packed, n_residues, rows, np.array([n_train]), settings, max(dims))
+    speedups = cvae.choose_speedups(platform, settings.precision, cvae.find_capability())
+    held_out = np.array([n_train])
+    training = cvae.train_model(packed, n_residues, rows, held_out, settings, max(dims), speedups=speedups)
     seconds = training.history[-1].seconds / n_train
     return TrainingSpeed(platform=platform, cores=task.cores, n_parameters=counts, seconds_per_frame=seconds)
 

@@ -38,10 +38,11 @@ class Record(BaseModel):
 
 
 class FileDigest(Record):
-    """Size and SHA-256 (hexadecimal) of a file."""
+    """Size and SHA-256 (hexadecimal) of a file; of a file larger than a MiB also of each MiB of it, in ``blocks``."""
 
     n_bytes: int
     sha256: str
+    blocks: tuple[str, ...] = ()
 
 
 #: Digests by the file's name, of what stands beside a record.
@@ -79,6 +80,8 @@ class Placement(Record):
         Whether the process was bound to them here.
     emulated : bool
         Devices and cores are counted only; none of them is there.
+    sharers : int
+        Tasks that may hold the device at a time; ``cores`` are this one's.
     """
 
     host: str
@@ -88,6 +91,7 @@ class Placement(Record):
     cores: tuple[int, ...]
     pinned: bool
     emulated: bool
+    sharers: int = 1
 
     @property
     def device(self) -> str | None:
@@ -297,6 +301,7 @@ class ModelRecord(Record):
     seconds_per_epoch: float
     inference_ms_per_frame: float | None
     platform: Literal["GPU", "CPU"]
+    precision: Literal["float32", "mixed"] = "float32"
     device: str | None
     placement: Placement | None = None
     seed: int

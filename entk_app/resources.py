@@ -238,7 +238,7 @@ def find_resource(
         entry["cores_per_node"] = math.ceil((cores + blocked[0]) / threads)
         entry["gpus_per_node"] = gpus + blocked[1]
     schema = _choose_schema(settings, entry)
-    return Resource(
+    resource = Resource(
         label=settings.label,
         entry=entry,
         source=source,
@@ -251,6 +251,25 @@ def find_resource(
         submit=settings.submit,
         original=original,
     )
+    _check_sharing(settings, resource)
+    return resource
+
+
+def _check_sharing(settings: ResourceSettings, resource: Resource) -> None:
+    if settings.sims_per_gpu == 1 or not resource.gpus:
+        return
+    how = f"resource.sims_per_gpu = {settings.sims_per_gpu}"
+    if resource.places_devices:
+        raise SettingsError(
+            f"{how}: {resource.label} launches tasks with {resource.launcher}, which gives out whole GPUs only; take "
+            "1, or a resource whose launch method is FORK or SSH, such as ornl.dgx2"
+        )
+    scheduler = str(resource.entry.get("agent_scheduler") or "CONTINUOUS")
+    if scheduler != "CONTINUOUS":
+        raise SettingsError(
+            f"{how}: {resource.label} has the agent_scheduler {scheduler}, which gives out whole GPUs only; take 1, or "
+            "CONTINUOUS in its resource file"
+        )
 
 
 def keep_resource(resource: Resource, folder: Path) -> None:

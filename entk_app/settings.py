@@ -159,6 +159,11 @@ class TrainSettings(_Group):
     block_frames: int = Field(
         100, ge=1, description="consecutive frames of a block: neighbours in time are correlated and stay together"
     )
+    precision: Literal["auto", "float32", "mixed"] = Field(
+        "auto",
+        description="mixed: layers compute in 16 bits, weights, outputs and losses have 32; auto: mixed on GPUs with "
+        "tensor cores, float32 elsewhere",
+    )
     max_frames: int | None = Field(
         200_000,
         ge=10,
@@ -330,10 +335,17 @@ class ResourceSettings(_Group):
     md_slots: int | None = Field(
         None,
         ge=1,
-        description="simulations at a time once learning began; null: three of four GPUs, or all slots without GPUs",
+        description="GPUs that simulate once learning began, or simulations at a time without GPUs; null: three of "
+        "four GPUs, or all slots without GPUs",
     )
     ml_slots: int | None = Field(
         None, ge=1, description="trainings at a time; null: the other GPUs, at most one a model, or all slots"
+    )
+    sims_per_gpu: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="small simulations that share a GPU and its cores at a time; trainings and analyses have one each",
     )
     require_gpu: bool | None = Field(
         None, description="a task that was given a GPU and finds none fails; null: unless the resource is emulated"

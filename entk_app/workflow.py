@@ -231,6 +231,11 @@ def build_environment(
         if spec.kind != "analyse":
             # An analysis has all cores of its node, whichever its device.
             chosen[placement.SHARES_VARIABLE] = str(resource.node_gpus)
+        if spec.gpus < 1:
+            sharers = round(1 / spec.gpus)
+            chosen[placement.SHARERS_VARIABLE] = str(sharers)
+            # For NVIDIA's MPS, where its daemon runs: OpenMM's kernels leave gaps, so twice a fair share is faster.
+            chosen["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(min(100, 200 // sharers))
         is_here = resource.is_this_node and not resource.is_emulated
         if environment.get("CUDA_VISIBLE_DEVICES") and is_here:
             # RADICAL-Pilot numbers devices from 0: the task looks up which of the launcher's it was given.

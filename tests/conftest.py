@@ -45,8 +45,40 @@ TINY_CALPHA = (
 )
 
 
+#: Of in-process campaigns whose test names none; --coupling.
+_coupling = "staged"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    how = "coupling of in-process campaigns whose test names none"
+    parser.addoption("--coupling", choices=("staged", "concurrent"), default="staged", help=how)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _coupling
+    _coupling = config.getoption("--coupling")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about the staged chain, or has a concurrent campaign of its own."""
+    if config.getoption("--coupling") == "staged":
+        return
+    for item in items:
+        marker = item.get_closest_marker("staged")
+        if marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"of the staged coupling: {marker.args[0]}"))
+
+
 def tiny_settings(*assignments: str, preset: str = "villin-quick") -> Settings:
-    return build_settings(read_preset(preset)[1], assignments=[*TINY_CALPHA, *assignments])
+    return build_settings(read_preset(preset)[1], assignments=[*TINY_CALPHA, f"coupling={_coupling}", *assignments])
+
+
+def learned(number: int) -> int:
+    """The iteration of the n-th learning of a campaign without GPUs, n from 1.
+
+    In the concurrent coupling the initial phase has a number of its own.
+    """
+    return number + (_coupling == "concurrent")
 
 
 def prepare(root: Path, settings: Settings, cores: int = 2, gpus: int = 0) -> Campaign:

@@ -86,7 +86,7 @@ def test_resources_are_listed_and_shown(capsys):
 
 
 def test_finished_tells_whether_there_is_something_to_go_on_with(tmp_path, capsys):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     run = str(campaign.layout.root)
     assert cli.main(["finished", run]) == 1  # cut off before its first decision
     campaign.start()

@@ -78,6 +78,101 @@ def test_training_learns_to_tell_states_apart_and_keeps_its_best_epoch():
     assert (nearest == which).mean() > 0.95
 
 
+@pytest.mark.parametrize(
+    ("platform", "precision", "capability", "mixed", "xla"),
+    [
+        ("CPU", "auto", None, False, False),
+        ("CPU", "mixed", None, True, False),  # as asked, slow as it is
+        ("GPU", "auto", (7, 0), True, True),  # V100
+        ("GPU", "auto", (8, 0), True, True),  # A100
+        ("GPU", "auto", (6, 1), False, True),  # no tensor cores
+        ("GPU", "auto", None, False, True),  # not NVIDIA's
+        ("GPU", "float32", (9, 0), False, True),
+    ],
+)
+def test_what_is_worth_it_depends_on_the_device(platform, precision, capability, mixed, xla):
+    assert cvae.choose_speedups(platform, precision, capability) == cvae.Speedups(mixed=mixed, xla=xla)
+
+
+@pytest.mark.parametrize("xla", [True, False])
+def test_steps_are_compiled_by_xla_where_it_is_chosen_and_only_there(xla):
+    # Only made: on a CPU XLA takes minutes to compile them.
+    model = cvae.build_model("fast", N_RESIDUES, 3)
+    steps = cvae._compile_evaluation(model, N_RESIDUES, xla), cvae._compile_update(
+        model, cvae._build_optimizer("fast"), N_RESIDUES, xla
+    )
+    assert [bool(step._jit_compile) for step in steps] == [xla, xla]
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """A training in mixed precision, as on a GPU, its maps and the rows that it held out."""
+    cvae.configure(1, seed=3)
+    packed, _ = two_state_maps(600)
+    rows, held_out = split([300, 300])
+    speedups = cvae.Speedups(mixed=True)
+    return cvae.train_model(packed, N_RESIDUES, rows, held_out, settings(), 3, speedups=speedups), packed, held_out
+
+
+def test_training_in_mixed_precision_learns_as_in_float32(mixed):
+    training, packed, held_out = mixed
+    first, best = training.history[0], training.best
+    assert best.held_out_reconstruction < 0.6 * first.held_out_reconstruction
+    cvae.configure(1, seed=3)
+    rows = np.setdiff1d(np.arange(len(packed)), held_out)
+    plain = cvae.train_model(packed, N_RESIDUES, rows, held_out, settings(), 3)
+    assert best.held_out_loss == pytest.approx(plain.best.held_out_loss, rel=0.1)
+
+
+def test_layers_compute_in_16_bits_and_weights_outputs_and_losses_have_32():
+    model = cvae.build_model("fast", N_RESIDUES, 3)
+    twin = cvae.build_mixed_twin(model, "fast", N_RESIDUES, 3)
+    computed = {layer.name: layer.compute_dtype for layer in twin.encoder.layers}
+    assert {computed[name] for name in computed if "conv" in name} == {"float16"}
+    assert computed["z_mean"] == computed["z_log_variance"] == "float32"
+    assert twin.decoder.layers[-1].compute_dtype == "float32"
+    assert {variable.dtype for variable in twin.variables} == {"float32"}
+    for own, other in zip(model.variables, twin.variables, strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+    maps = cvae.make_unpacker(N_RESIDUES)(two_state_maps(5)[0])
+    outputs = [*twin.encoder(maps), twin.decoder(twin.encoder(maps)[0])]
+    assert {output.dtype.name for output in outputs} == {"float32"}
+    expected = model.encoder(maps)[0].numpy()
+    assert 0 < np.abs(outputs[0].numpy() - expected).max() < 0.01, "as exact as 16 bits are, and no more"
+    # What is built next is float32 again.
+    assert {layer.compute_dtype for layer in cvae.build_model("fast", N_RESIDUES, 3).encoder.layers} == {"float32"}
+
+
+def test_a_model_trained_in_mixed_precision_is_kept_as_a_plain_one_with_its_latent(mixed, tmp_path):
+    training, packed, held_out = mixed
+    before = cvae.encode(training.model.encoder, packed, N_RESIDUES)
+    cvae.save_model(training.model, tmp_path / "encoder.keras", tmp_path / "decoder.keras")
+    encoder = cvae.load_encoder(tmp_path / "encoder.keras")
+    assert {layer.compute_dtype for layer in encoder.layers} == {"float32"}
+    after = cvae.encode(encoder, packed, N_RESIDUES)
+    assert after.dtype == np.float32
+    np.testing.assert_array_equal(after, before)
+    # The losses in the history are of this model, not of its twin.
+    evaluate = cvae._compile_evaluation(training.model, N_RESIDUES, xla=False)
+    losses = evaluate(packed[held_out]).numpy() / len(held_out)
+    assert losses.sum() == pytest.approx(training.best.held_out_loss, rel=1e-5)
+
+
+def test_an_update_that_overflows_is_left_out_and_the_loss_scaled_less():
+    import keras
+    import tensorflow as tf
+
+    model = cvae.build_model("fast", N_RESIDUES, 3)
+    optimizer = keras.optimizers.LossScaleOptimizer(cvae._build_optimizer("fast"), initial_scale=1e38)
+    twin = cvae.build_mixed_twin(model, "fast", N_RESIDUES, 3)
+    update = cvae._compile_update(twin, optimizer, N_RESIDUES, xla=False)
+    sums = update(two_state_maps(20)[0])
+    assert np.isfinite(sums.numpy()).all()
+    assert float(tf.convert_to_tensor(optimizer.dynamic_scale)) < 1e38
+    for own, other in zip(model.variables, twin.variables, strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+
+
 def test_the_weights_kept_are_those_of_the_best_epoch():
     import tensorflow as tf
 

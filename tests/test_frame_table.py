@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entk_app import frame_table
@@ -52,6 +52,7 @@ def raw_outliers(root, iterations):
     return found
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_the_table_is_what_the_raw_files_hold(tiny_campaign):
     layout = tiny_campaign.layout
     best = json.loads(layout.analysis(3).read_text())["best_model"]
@@ -73,6 +74,7 @@ def test_the_table_is_what_the_raw_files_hold(tiny_campaign):
             assert [row[f"latent_{n + 1}"] for n in range(best["latent_dim"])] == latent.tolist()
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_what_a_model_has_not_encoded_is_null(tiny_campaign, tmp_path):
     # The model of the first iteration has not seen the segments after it.
     rows = read_rows(open_table(tiny_campaign.layout, model=ModelRef(iteration=1, latent_dim=3)))
@@ -108,6 +110,7 @@ selections = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(selections)
 def test_a_frame_is_chosen_where_every_condition_holds(tiny_campaign, selection):
     raw = raw_frames_once(tiny_campaign)
@@ -156,6 +159,7 @@ def test_a_segment_that_lost_frames_is_named(tiny_campaign, tmp_path):
         read_rows(open_table(layout))
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_a_file_that_is_being_written_is_tried_again(tiny_campaign, monkeypatch):
     real, tries = frame_table.read_columns, []
 
@@ -174,7 +178,7 @@ def test_a_file_that_is_being_written_is_tried_again(tiny_campaign, monkeypatch)
 
 
 def test_a_campaign_that_runs_is_read_to_its_last_whole_segment(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     stage = campaign.start()
     run_task("simulate", campaign.layout.root, stage.tasks[0].order)
     paths = campaign.layout.segment(1, 0)

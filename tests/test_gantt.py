@@ -12,6 +12,7 @@ from entk_app.gantt import (
     _stack_pilots,
     assign_lanes,
     choose_unit,
+    divide_lanes,
     draw_figure,
     lane_device,
     list_utilisation,
@@ -37,6 +38,19 @@ def test_tasks_whose_devices_are_unknown_take_the_first_that_are_free():
     ]
     lanes = assign_lanes(make_pilot(), tasks, "cores")
     assert lanes == {"known": (1,), "wide": (0, 2), "next": (3,), "later": (0,)}
+
+
+def test_tasks_that_share_a_device_share_its_lane():
+    tasks = [
+        make_task(1, 1, 9, 9, uid="a", gpu_ids=(1,), gpus=0.5),
+        make_task(2, 2, 12, 12, uid="b", gpu_ids=(1,), gpus=0.5),
+        make_task(9, 9, 14, 14, uid="after a", gpu_ids=(1,), gpus=0.5),
+        make_task(1, 1, 9, 9, uid="alone", gpu_ids=(2,), gpus=1),
+    ]
+    pilot = make_pilot(gpus=4)
+    lanes = assign_lanes(pilot, tasks, "gpus")
+    assert lanes == {"a": (1,), "b": (1,), "after a": (1,), "alone": (2,)}
+    assert divide_lanes(pilot, tasks, lanes, "gpus") == {"a": (0, 2), "b": (1, 2), "after a": (0, 2)}
 
 
 def test_pilots_share_lanes_unless_they_live_at_one_time():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import prepare, tiny_settings
 
 from entk_app import inprocess
 
 
+@pytest.mark.staged("it is the order of the one chain")
 def test_stages_run_in_their_order_and_each_task_once(tmp_path, monkeypatch):
     ran = []
     real = inprocess.run_task

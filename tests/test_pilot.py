@@ -392,6 +392,26 @@ def test_slurm_is_asked_for_the_gpus_that_radical_forgets(tmp_path, monkeypatch)
         os.environ.update(before)
 
 
+@pytest.mark.parametrize(("label", "submit"), [("local.dgx2_emulated", False), ("ornl.dgx2", True)])
+def test_an_agent_learns_to_share_gpus_where_it_is_asked_to_and_also_a_queued_one(tmp_path, monkeypatch, label, submit):
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    layout, resource = RunLayout(tmp_path / "run"), find_resource(ResourceSettings(label=label, submit=submit))
+    configs = layout.radical / ".radical" / "pilot" / "configs"
+    lines = []
+    try:
+        for shares_gpus in (False, True):
+            pilot.prepare_environment(layout, resource, Path(sys.prefix), shares_gpus)
+            entry = json.loads((configs / f"resource_{resource.site}.json").read_text())[resource.key]
+            lines.append(entry.get("pre_bootstrap_0", []))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    hook = layout.radical / "gpu-sharing"
+    assert lines[1] == [*lines[0], f"export PYTHONPATH={hook}:$PYTHONPATH"]
+    assert sorted(path.name for path in hook.iterdir()) == ["entk_app_loopback.py", "sitecustomize.py"]
+
+
 def test_a_launcher_that_lost_its_lock_asks_nobody_to_stop(tmp_path):
     # The run folder is another's by now: its tasks look for that file, too.
     layout = RunLayout(tmp_path)

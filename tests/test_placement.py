@@ -31,6 +31,40 @@ def test_without_one_device_of_a_node_there_is_no_share(assigned, shares):
     assert placement.find_share(range(8), assigned, shares) == []
 
 
+def test_tasks_that_share_a_device_divide_its_cores_as_long_as_they_live(monkeypatch):
+    variables = {
+        "CUDA_VISIBLE_DEVICES": "1", "ENTK_APP_NODE_GPUS": "2", "ENTK_APP_EMULATED_CORES": "10",
+        "ENTK_APP_SHARERS": "2", "RP_SESSION_ID": f"test.{os.getpid()}",
+    }  # fmt: skip
+    monkeypatch.setattr(placement, "_parts", [])
+    first = placement.take_place(dict(variables))
+    second = placement.take_place(dict(variables))
+    assert (first.devices, first.cores, first.sharers) == (("1",), (5, 6, 7), 2)
+    assert (second.devices, second.cores, second.sharers) == (("1",), (8, 9), 2)
+    # Of another device, or another campaign, nothing is taken yet.
+    assert placement.take_place({**variables, "CUDA_VISIBLE_DEVICES": "0"}).cores == (0, 1, 2)
+    assert placement.take_place({**variables, "RP_SESSION_ID": f"other.{os.getpid()}"}).cores == (5, 6, 7)
+    # More than were to share it: the cores are not its own, and the record says so.
+    assert placement.take_place(dict(variables)).cores == (5, 6, 7, 8, 9)
+    placement._parts[0].close()
+    assert placement.take_place(dict(variables)).cores == (5, 6, 7)
+
+
+def test_a_part_is_free_once_its_process_is_gone():
+    session = f"gone.{os.getpid()}"
+    code = f"from entk_app.placement import claim_part; import time; print(claim_part({session!r}, '0', 2), flush=True)"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}; time.sleep(60)"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "0\n"
+        done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        assert done.stdout == "1\n"
+        process.kill()
+    assert placement.claim_part(session, "0", 2) == 0
+    placement._parts.pop().close()
+
+
 @pytest.mark.parametrize(
     ("own", "assigned", "expected"),
     [("2,3", "1", "3"), ("GPU-a,GPU-b", "0", "GPU-a"), ("", "1", "1"), ("4,5", "0,1", "4,5"), ("2,3", "", "")],

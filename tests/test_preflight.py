@@ -78,6 +78,7 @@ def test_a_file_of_frames_has_the_size_computed(tmp_path, n_residues, n_frames, 
     assert (tmp_path / "frames.h5").stat().st_size == pytest.approx(computed, rel=0.02)
 
 
+@pytest.mark.staged("only there an iteration has a known number of segments")
 def test_a_campaign_takes_the_room_computed(tiny_campaign):
     """All that tiny_campaign left: an upper limit, and not by much; radical's part, which it has not, taken off."""
     settings, slots = tiny_campaign.settings, tiny_campaign.machine.slots
@@ -195,6 +196,22 @@ def test_a_probe_that_fails_says_why(tmp_path):
     campaign = prepare(tmp_path / "run", tiny_settings("simulate.platform=HIP"))
     with pytest.raises(ProbeError, match="HIP: not installed"):
         run_probe("simulate", campaign.layout, ProbeTask(cores=1, gpus=0, allow_cpu=True), Speed)
+
+
+@pytest.mark.parametrize(("gpus_here", "part"), [(16, 2), (0, 1)])
+def test_simulations_that_share_a_gpu_are_not_taken_for_as_fast_as_one_alone(
+    tmp_path, monkeypatch, measured, gpus_here, part
+):
+    # Without a GPU the probe has the cores of a part already.
+    monkeypatch.setattr("entk_app.check.count_gpus", lambda: gpus_here)
+    layout, label = RunLayout(tmp_path / "run"), "resource.label=local.dgx2_emulated"
+    alone, shared = (
+        check_campaign(tiny_settings(label, f"resource.sims_per_gpu={n}"), layout, config_folders()) for n in (1, 2)
+    )
+    assert (alone.simulations, shared.simulations, shared.trainings) == (14, 28, 2)
+    assert shared.speed.ns_per_day == alone.speed.ns_per_day / part
+    assert any("divided by resource.sims_per_gpu = 2" in note for note in shared.notes) == (part == 2)
+    assert shared.size.n_frames > 1.9 * alone.size.n_frames
 
 
 # The command.

@@ -13,7 +13,7 @@ from entk_app.records import SegmentProgress, write_record
 
 def test_off_a_terminal_one_plain_line_a_decision(tmp_path):
     text = io.StringIO()
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     with Progress(Console(file=text, force_terminal=False), campaign):
         campaign.start()
         campaign.end("failed", "for the test")
@@ -24,7 +24,7 @@ def test_off_a_terminal_one_plain_line_a_decision(tmp_path):
 
 
 def test_on_a_terminal_the_line_counts_running_segments(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     progress = Progress(Console(file=io.StringIO(), force_terminal=True), campaign)
     assert "starting the pilot" in progress._line().plain
     campaign.start()
@@ -43,7 +43,7 @@ def test_on_a_terminal_the_line_counts_running_segments(tmp_path):
 def test_a_segment_that_is_whole_already_still_counts(tmp_path):
     from entk_app.tasks import run_task
 
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     progress = Progress(Console(file=io.StringIO(), force_terminal=True), campaign)
     task = campaign.start().tasks[0]
     run_task("simulate", campaign.layout.root, task.order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -262,6 +263,53 @@ def test_both_pilots_of_a_resumed_campaign_are_kept(killed_and_resumed):
     assert list((run / "logs" / "tasks-0001").glob("analyse.*"))
     # Two pilots, one of them killed: the parts still add up, and agree with the tasks' own clocks.
     check_accounting(run)
+
+
+#: Four GPUs of the emulated node, two simulations each: eight at a time, then six beside a training.
+SHARED = [
+    "--resource", "local.dgx2_emulated", "--run-dir", "run", "--seed", "6", "--set", "resource.gpus=4",
+    "--set", "resource.cores=20", "--set", "resource.sims_per_gpu=2", "--set", "coupling=concurrent",
+    "--set", "simulate.segment_ns=0.2", "--set", "train.latent_dims=[3]", "--set", "train.epochs=3",
+    "--set", "steering.min_frames=60", "--set", "steering.window=30", "--set", "stop.target_rmsd_angstrom=0.1",
+    "--set", "stop.max_iterations=2", "--set", "steering.initial_frames=300",
+]  # fmt: skip
+
+
+def test_two_simulations_share_a_device_and_a_training_has_one_of_its_own(tmp_path):
+    run = tmp_path / "run"
+    finished = run_to_end(SHARED, tmp_path)
+    assert finished.returncode == 0, finished.stdout + collect_logs(tmp_path)
+    assert finished.left == {}
+    summary = read_summary(run)
+    assert (summary["stop_reason"], summary["n_failed_tasks"]) == ("max_iterations", 0)
+    segments = [json.loads(path.read_text()) for path in run.glob("simulations/*/segment-????/segment.json")]
+    models = [json.loads(path.read_text()) for path in run.glob("models/*/*/model.json")]
+    assert {segment["placement"]["sharers"] for segment in segments} == {2}
+    assert len(models) == 2 and {model["placement"]["sharers"] for model in models} == {1}
+    most: dict[str, int] = {}
+    for segment in segments:
+        # Segments that were running when this one began, on the same device.
+        beside = [s for s in segments if _overlap(s, segment) and s["unix_start"] <= segment["unix_start"]]
+        most[segment["device"]] = max(most.get(segment["device"], 0), len(beside))
+        cores = [core for s in beside for core in s["placement"]["cores"]]
+        assert len(cores) == len(set(cores)), "two that share a device have the same core"
+    assert most == {"0": 2, "1": 2, "2": 2, "3": 2}
+    for model in models:
+        assert len(model["placement"]["cores"]) == 5
+        assert not [segment for segment in segments if _overlap(segment, model)]
+    check_run(run, every=20)
+    check_accounting(run)
+    # What the scheduler gave is what the records say, and half a device is half.
+    with (run / "accounting" / "tasks.csv").open(encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["unix_started"]]
+    assert {row["gpus"] for row in rows if row["kind"] == "simulate"} == {"0.5"}
+    assert {row["gpus"] for row in rows if row["kind"] != "simulate"} == {"1"}
+
+
+def _overlap(one: dict, other: dict) -> bool:
+    """Whether two records are of one device at one time."""
+    is_same = one["device"] == other["device"]
+    return is_same and one["unix_start"] < other["unix_end"] and other["unix_start"] < one["unix_end"]
 
 
 #: Segments that take longer than an iteration of learning: who is purged is ended within one.

@@ -205,7 +205,7 @@ def test_there_is_no_report_of_a_folder_without_a_campaign(tmp_path, capsys):
 
 
 def test_a_campaign_that_has_just_begun_says_what_is_not_there_yet(tmp_path, undrawn):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     campaign.start()
     CampaignLock.create(campaign.layout.lock)
     page, missing = make_page(campaign.layout)

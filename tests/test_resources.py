@@ -58,6 +58,10 @@ def test_a_dgx2_is_one_node_of_16_gpus(label):
         ),
         ({"label": "ornl.dgx2", "gpus_per_node": 17}, "resource.gpus_per_node = 17: a node of ornl.dgx2 has 16"),
         ({"label": "ornl.dgx2", "access_schema": "ssh"}, "resource.access_schema = 'ssh': ornl.dgx2 has local, slurm"),
+        (
+            {"label": "slurm.cluster", "cores_per_node": 8, "gpus_per_node": 4, "sims_per_gpu": 2},
+            "resource.sims_per_gpu = 2: slurm.cluster launches tasks with SRUN, which gives out whole GPUs only",
+        ),
         ({"label": EMULATED, "submit": True}, "--submit: local.dgx2_emulated has no schema for a batch system"),
     ],
 )

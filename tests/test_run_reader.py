@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import prepare, tiny_settings
+from conftest import learned, prepare, tiny_settings
 
 from entk_app import run_reader
 from entk_app.errors import RunFolderError
@@ -38,10 +38,11 @@ def test_it_finds_what_is_on_disk(tiny_campaign):
         (s["simulation"], s["segment"], s["n_frames"]) for s in raw
     }
     assert len(run.decisions) == len((root / "decisions.jsonl").read_text().splitlines())
-    assert sorted(run.models) == [3, 4] and {model.iteration for model in run.models.values()} == {3}
-    assert run.trained == run.to_train == {1: {3, 4}, 2: {3, 4}, 3: {3, 4}}
-    assert run.analysed == run.to_analyse == {1, 2, 3}
-    assert run.analysis.iteration == 3
+    first, second, last = (learned(number) for number in (1, 2, 3))
+    assert sorted(run.models) == [3, 4] and {model.iteration for model in run.models.values()} == {last}
+    assert run.trained == run.to_train == {first: {3, 4}, second: {3, 4}, last: {3, 4}}
+    assert run.analysed == run.to_analyse == {first, second, last}
+    assert run.analysis.iteration == last
     purged = {
         a["simulation"] for d in run.decisions for a in d.model_dump()["actions"] if a["kind"] in ("purge", "end")
     }
@@ -96,11 +97,12 @@ def test_a_segment_that_is_not_whole_is_not_there(copy, what):
 
 
 def test_an_older_model_and_analysis_serve_while_the_newest_is_torn(copy):
-    copy.analysis(3).write_text("{")
-    copy.model(3, 4).record.write_text("{")
+    before, last = learned(2), learned(3)
+    copy.analysis(last).write_text("{")
+    copy.model(last, 4).record.write_text("{")
     run = look(copy)
-    assert run.analysis.iteration == 2
-    assert {dim: model.iteration for dim, model in run.models.items()} == {3: 3, 4: 2}
+    assert run.analysis.iteration == before
+    assert {dim: model.iteration for dim, model in run.models.items()} == {3: last, 4: before}
 
 
 def test_what_did_not_change_is_not_read_again(copy, monkeypatch):
@@ -120,7 +122,7 @@ def test_what_did_not_change_is_not_read_again(copy, monkeypatch):
 
 
 def test_progress_that_an_earlier_try_left_is_none(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     campaign.start()
     paths = campaign.layout.segment(0, 0)
     write_record(
@@ -205,7 +207,7 @@ def replay(source, target):
 
 
 def test_segments_of_a_simulation_come_in_their_order(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("steering.initial_frames=1000"), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "steering.initial_frames=1000"), cores=1)
     stage = campaign.start()
     for _ in range(2):
         run_task("simulate", campaign.layout.root, stage.tasks[0].order)

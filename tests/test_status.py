@@ -13,7 +13,7 @@ from typing import get_args, get_origin
 
 import h5py
 import pytest
-from conftest import CHECKOUT, prepare, tiny_settings
+from conftest import CHECKOUT, learned, prepare, tiny_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +83,7 @@ def ended(tiny_campaign, tmp_path):
 @pytest.fixture
 def begun(tmp_path):
     """A campaign whose first simulations were ordered; its launcher is this process."""
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     campaign.start()
     CampaignLock.create(campaign.layout.lock)
     # As a launcher does before its first decision.
@@ -102,7 +102,7 @@ def test_the_numbers_are_those_of_the_raw_files(ended):
     assert report.n_frames == sum(map(len, rmsd.values()))
     assert report.min_rmsd_angstrom == pytest.approx(lowest, abs=1e-12)
     assert report.min_rmsd_frame.key == frame
-    outliers = json.loads((root / "analysis/iteration-0003.json").read_text())["outliers"]
+    outliers = json.loads((root / f"analysis/iteration-{learned(3):04d}.json").read_text())["outliers"]
     for slot in report.slots:
         own = [place for place in rmsd if place[0] == slot.simulation]
         values = [value for place in own for value in rmsd[place]]
@@ -265,7 +265,8 @@ def test_one_that_is_taken_up_again_starts_although_its_last_decision_was_a_stop
 
 
 def test_stages_are_followed_task_by_task(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("resource.md_slots=2", "resource.ml_slots=2"), cores=4, gpus=4)
+    settings = tiny_settings("coupling=staged", "resource.md_slots=2", "resource.ml_slots=2")
+    campaign = prepare(tmp_path / "run", settings, cores=4, gpus=4)
     assert campaign.machine.slots.is_split
     root, layout = campaign.layout.root, campaign.layout
     seen = []
@@ -327,7 +328,7 @@ def test_a_segment_that_was_only_saved_leaves_its_task_under_way(begun):
 
 
 def test_tasks_that_published_nothing_are_named_and_counted_as_the_campaign_does(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("steering.initial_frames=1000"))
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "steering.initial_frames=1000"))
     layout = campaign.layout
     stage = campaign.start()
     for _ in range(3):
@@ -343,6 +344,7 @@ def test_tasks_that_published_nothing_are_named_and_counted_as_the_campaign_does
     assert report.n_failed_tasks == len(names) == campaign.n_failed_tasks == 3
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_trainings_and_analyses_that_published_nothing_have_failed_when_their_stage_is_over(ended):
     shutil.rmtree(ended.model(2, 4).folder)
     ended.analysis(1).unlink()

@@ -45,6 +45,7 @@ def draw(report, width, height=None):
     return text.getvalue().splitlines()
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_a_screen_says_what_matters(report):
     running = report.model_copy(
         update={
@@ -138,6 +139,7 @@ def test_a_sparkline_is_as_wide_as_it_may_be_and_shows_the_lowest(values, width)
     assert "▁" in bars
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_a_line_changes_with_what_was_published_only(report):
     running = report.model_copy(update={"state": "running", "message": "", "activity": "simulate, 0 of 2 done"})
     later = running.model_copy(update={"unix": 9e9, "elapsed_s": 99.0, "n_frames_running": 17})
@@ -150,6 +152,7 @@ def test_a_line_changes_with_what_was_published_only(report):
 # The command.
 
 
+@pytest.mark.staged("it counts frames, or names iterations")
 def test_the_command_prints_a_screen_or_json(tiny_campaign, capsys):
     run = str(tiny_campaign.layout.root)
     assert cli.main(["status", run]) == 0
@@ -173,7 +176,7 @@ def test_watch_and_json_do_not_go_together(tmp_path, capsys):
 
 
 def test_watching_off_a_terminal_prints_a_line_a_change_until_the_end(tmp_path, monkeypatch):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     CampaignLock.create(campaign.layout.lock)
     campaign.start()
     text, looks = io.StringIO(), []
@@ -197,7 +200,7 @@ def test_watching_off_a_terminal_prints_a_line_a_change_until_the_end(tmp_path, 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_ctrl_c_ends_watching_and_nothing_else(tmp_path, monkeypatch, is_terminal):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     CampaignLock.create(campaign.layout.lock)
     campaign.start()
     text = io.StringIO()
@@ -212,7 +215,7 @@ def test_ctrl_c_ends_watching_and_nothing_else(tmp_path, monkeypatch, is_termina
 
 
 def test_a_watching_process_leaves_with_0_on_ctrl_c(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings())
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"))
     CampaignLock.create(campaign.layout.lock)
     campaign.start()
     watching = subprocess.Popen(

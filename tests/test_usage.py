@@ -62,6 +62,22 @@ def test_a_pilot_and_its_tasks_are_read_with_their_times_and_slots(layout):
     assert parts.accounted == pytest.approx(parts.whole)
 
 
+@pytest.mark.parametrize("client", [True, False])
+def test_a_task_on_half_a_gpu_counts_half_whether_the_session_was_closed_or_not(layout, client):
+    tasks = [
+        WrittenTask("task.000000", "simulate.0001.0000.0000", 20, 21, 41, 42, gpus=(0,), gpu_part=0.5),
+        WrittenTask("task.000001", "simulate.0001.0001.0000", 20, 21, 51, 52, gpus=(0,), gpu_part=0.5),
+        WrittenTask("task.000002", "train.0001.latent-3", 20, 21, 61, 62, gpus=(1,), publishes=False),
+    ]
+    WrittenPilot(tasks=tasks, gpus=2).write(layout, client=client)
+    usage = read_usage(layout, NOW)
+    assert [(task.gpus, task.gpu_ids) for task in usage.tasks] == [(0.5, (0,)), (0.5, (0,)), (1.0, (1,))]
+    parts = account(usage, NOW).gpu_hours
+    assert parts.of_kind("simulate") * 3600 == pytest.approx(0.5 * 20 + 0.5 * 30)
+    assert parts.oversubscribed == 0
+    assert parts.accounted == pytest.approx(parts.whole)
+
+
 def test_failed_and_purged_work_is_told_apart(layout):
     tasks = [
         *make_tasks(),

@@ -9,6 +9,7 @@ import shutil
 import h5py
 import pytest
 from check_invariants import check_invariants
+from conftest import learned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ def flip(path, place=0.5, bit=4):
     path.write_bytes(content)
 
 
+@pytest.mark.staged("it counts segments")
 def test_a_whole_campaign_is_said_to_be(run, capsys):
     found = verify_run(run)
     assert (found.problems, found.notes) == ([], [])
@@ -41,15 +43,15 @@ def test_a_whole_campaign_is_said_to_be(run, capsys):
 
 
 DATA = [
-    "simulations/0001/segment-0001/trajectory.dcd",
+    "simulations/0001/segment-0000/trajectory.dcd",
     "simulations/0001/segment-0000/frames.h5",
     "simulations/0002/segment-0000/state.xml",
     "simulations/0000/segment-0000/log.csv",
     "simulations/0000/segment-0000/segment.json",
     "simulations/0001/simulation.json",
     "models/iteration-0002/latent-3/encoder.keras",
-    "models/iteration-0001/latent-4/decoder.keras",
-    "models/iteration-0001/latent-4/history.csv",
+    f"models/iteration-{learned(1):04d}/latent-4/decoder.keras",
+    f"models/iteration-{learned(1):04d}/latent-4/history.csv",
     "models/iteration-0003/latent-4/model.json",
     "analysis/iteration-0002.json",
     "system/system.xml",
@@ -115,6 +117,7 @@ def test_a_segment_that_is_gone_is_missed(run):
     assert any("segments are missing" in sentence for sentence in problems)
 
 
+@pytest.mark.staged("it counts frames")
 def test_numbers_that_contradict_one_another_are_found(run):
     path = run.segment(0, 0).record
     record = read_record(SegmentRecord, path)
@@ -127,7 +130,7 @@ def test_numbers_that_contradict_one_another_are_found(run):
 
 
 def test_altered_latent_coordinates_are_found(run):
-    path = run.model(1, 3).embeddings
+    path = run.model(learned(1), 3).embeddings
     with h5py.File(path, "r+") as file:
         first = file["segments"][:].tolist()[0]
         file["latent"][first[2] + 2] = 7.0
@@ -137,7 +140,7 @@ def test_altered_latent_coordinates_are_found(run):
 
 def test_verify_changes_nothing(run):
     flip(run.segment(0, 0).frames)
-    os.truncate(run.model(1, 3).embeddings, 500)
+    os.truncate(run.model(learned(1), 3).embeddings, 500)
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
     verify_run(run)
     assert {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()} == before

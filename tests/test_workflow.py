@@ -12,6 +12,7 @@ from conftest import prepare, tiny_settings
 from entk_app.campaign import Campaign, TaskSpec
 from entk_app.errors import SettingsError
 from entk_app.machine import divide_machine
+from entk_app.plan import describe_plan
 from entk_app.resources import find_resource
 from entk_app.settings import EnvironmentSettings, ResourceSettings
 from entk_app.workflow import AdaptiveWorkflow, build_environment, build_pre_exec, check_environments
@@ -27,7 +28,7 @@ def radical_in(tmp_path, monkeypatch):
 
 def workflow(tmp_path, *assignments, resource=None) -> AdaptiveWorkflow:
     resource = resource or ResourceSettings()
-    campaign = prepare(tmp_path / "run", tiny_settings(*assignments))
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", *assignments))
     found = find_resource(resource)
     campaign = Campaign(
         campaign.layout, campaign.settings, divide_machine(campaign.settings, found.cores, found.gpus, found.nodes)
@@ -61,6 +62,28 @@ def test_a_task_on_a_gpu_node_gets_one_gpu_and_its_share_of_the_cores(radical_in
     assert len(tasks) == 16
     assert all(task.gpu_reqs["gpu_processes"] == 1 and task.gpu_reqs["gpu_process_type"] == "CUDA" for task in tasks)
     assert sum(task.cpu_reqs["cpu_threads"] for task in tasks) == 96
+
+
+@pytest.mark.parametrize(("per_gpu", "part", "percentage"), [(2, 0.5, "100"), (3, 0.333333, "66"), (4, 0.25, "50")])
+def test_simulations_that_share_a_gpu_ask_for_a_part_of_it(radical_in, per_gpu, part, percentage):
+    shared = workflow(radical_in, f"resource.sims_per_gpu={per_gpu}", resource=ResourceSettings(label="ornl.dgx2"))
+    tasks = list(shared.pipelines[0].stages[0].tasks)
+    assert len(tasks) == 16 * per_gpu
+    assert {task.gpu_reqs["gpu_processes"] for task in tasks} == {part}
+    assert per_gpu * part <= 1
+    assert sum(task.cpu_reqs["cpu_threads"] for task in tasks) == 96
+    assert {task.environment["ENTK_APP_SHARERS"] for task in tasks} == {str(per_gpu)}
+    assert {task.environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] for task in tasks} == {percentage}
+    # In words, for a dry run.
+    lines = describe_plan(shared.campaign.settings, DGX2, shared.campaign.machine, shared.layout)
+    row = next(line.split() for line in lines if line.split()[0] == "simulate")
+    assert row[:2] == ["simulate", str(16 * per_gpu)] and row[4] == f"{part:.3g}"
+    assert any(f"{per_gpu} simulations share a GPU" in line for line in lines)
+
+
+def test_trainings_share_their_gpu_with_nobody(tmp_path):
+    given = build_environment({}, task_spec("train", gpus=1), tmp_path, DGX2)
+    assert not {"ENTK_APP_SHARERS", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"} & set(given)
 
 
 def test_under_srun_the_device_is_slurms_to_give(radical_in):

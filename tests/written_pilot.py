@@ -24,6 +24,7 @@ class WrittenTask:
     released: float | None = None
     cores: tuple[int, ...] = (0,)
     gpus: tuple[int, ...] = ()
+    gpu_part: float = 1.0
     exit_code: int | None = 0
     publishes: bool = True
     stage: str = "stage"
@@ -94,7 +95,7 @@ class WrittenPilot:
         (folder / f"{task.uid}.exec.sh").write_text(
             f'export RP_TASK_NAME="{task.full_name}"\nexport RP_PILOT_ID="{self.uid}"\n'
             f'export RP_SESSION_ID="{self.session}"\nexport RP_CORES_PER_RANK={len(task.cores)}\n'
-            f"export RP_GPUS_PER_RANK={len(task.gpus)}\nexport RP_RANKS=1\n"
+            f"export RP_GPUS_PER_RANK={len(task.gpus) * task.gpu_part:g}\nexport RP_RANKS=1\n"
             f"        export CUDA_VISIBLE_DEVICES={','.join(map(str, task.gpus))} || rp_error pre_exec\n"
         )
         # A task's profile has no header, and grows when the task is run again.
@@ -126,7 +127,7 @@ class WrittenPilot:
 
     def _document(self, task: WrittenTask) -> dict:
         slot = {"node_name": "node1", "cores": [{"index": i, "occupation": 1.0} for i in task.cores],
-                "gpus": [{"index": i, "occupation": 1.0} for i in task.gpus]}  # fmt: skip
+                "gpus": [{"index": i, "occupation": task.gpu_part} for i in task.gpus]}  # fmt: skip
         return {"uid": task.uid, "name": task.full_name, "pilot": self.uid, "exit_code": task.exit_code,
                 "state": "DONE" if task.exit_code == 0 else "FAILED",
                 "slots": [] if task.started is None else [slot]}  # fmt: skip

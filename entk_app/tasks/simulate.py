@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from entk_app import md, sanity
 from entk_app.errors import BrokenStructureError, DataError, Interrupted
 from entk_app.frames import FrameWriter
-from entk_app.integrity import check_file, digest_files, read_segment
+from entk_app.integrity import check_file, check_part, digest_files, read_segment
 from entk_app.layout import RunLayout, SegmentPaths
 from entk_app.publish import Workplace
 from entk_app.records import (
@@ -35,6 +35,9 @@ from entk_app.systems.build import LoadedSystem, load_scorer, load_system, write
 from entk_app.tasks import Stopper, hang
 
 logger = logging.getLogger(__name__)
+
+#: No DCD that is written here has a longer header.
+_DCD_HEADER_BYTES = 4096
 
 #: Seconds between two progress records of a running segment.
 _PROGRESS_SECONDS = 2.0
@@ -205,21 +208,28 @@ class _Running:
 def read_frame_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64]:
     """Positions of one frame, shape (n_atoms, 3), ångström, read by its place in its own segment.
 
+    Only the parts of the trajectory that are used are held against their checksums: its header and the frame.
+
     Raises
     ------
     DamagedError
-        The trajectory is not as it was published.
+        These parts of the trajectory, or its length, are not as they were published.
     DataError
         The trajectory has no such frame.
     """
     from MDAnalysis.lib.formats.libdcd import DCDFile
 
     paths = layout.segment(ref.simulation, ref.segment)
-    path = paths.trajectory
-    check_file(path, read_segment(paths).files)
+    path, files = paths.trajectory, read_segment(paths).files
+    check_part(path, files, 0, _DCD_HEADER_BYTES)
     with DCDFile(str(path)) as trajectory:
-        if not 0 <= ref.frame < len(trajectory):
-            raise DataError(f"{path} has {len(trajectory)} frames, there is no frame {ref.frame}")
+        n_frames, header = len(trajectory), trajectory.header
+        if not 0 <= ref.frame < n_frames:
+            raise DataError(f"{path} has {n_frames} frames, there is no frame {ref.frame}")
+        # Frames are of one length: three records of numbers of 4 bytes, and one of the box where there is one.
+        n_bytes = 3 * (8 + 4 * header["natoms"]) + (56 if header["is_periodic"] else 0)
+        begin = path.stat().st_size - (n_frames - ref.frame) * n_bytes
+        check_part(path, files, begin, begin + n_bytes)
         trajectory.seek(ref.frame)
         return trajectory.read().xyz.astype(np.float64)
 

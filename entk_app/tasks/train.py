@@ -29,6 +29,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     campaign = build_settings(read_config(layout.settings))
     settings = campaign.train
     platform = cvae.configure(task.cores, task.seed, task.gpus, task.allow_cpu)
+    speedups = cvae.choose_speedups(platform, settings.precision, cvae.find_capability())
     frames = read_frames(layout, task.segments)
     before = read_before(layout, task)
     chosen = choose_rows(layout, task, campaign, before)
@@ -48,6 +49,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
         settings,
         task.latent_dim,
         should_stop=should_stop,
+        speedups=speedups,
         start=start,
     )
     held_out = average_blocks(
@@ -89,6 +91,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
             seconds_per_epoch=float(np.median([epoch.seconds for epoch in training.history])),
             inference_ms_per_frame=inference_ms,
             platform=platform,
+            precision="mixed" if speedups.mixed else "float32",
             device=placement.device,
             placement=placement,
             seed=task.seed,

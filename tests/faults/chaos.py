@@ -20,7 +20,7 @@ from check_invariants import check_invariants
 from check_run import check_run
 from conftest import prepare, tiny_settings
 
-from entk_app.campaign import Campaign
+from entk_app.concurrent import make_campaign
 from entk_app.inprocess import run_campaign
 from entk_app.layout import RunLayout
 from entk_app.machine import divide_machine
@@ -49,7 +49,7 @@ def walk(root: Path, settings: Settings, seconds: float | None) -> bool:
     if pid == 0:
         try:
             machine = divide_machine(settings, 3, 0, allow_cpu=True)
-            run_campaign(Campaign(RunLayout(root), settings, machine))
+            run_campaign(make_campaign(RunLayout(root), settings, machine))
             os._exit(0)
         except BaseException as error:
             print(f"the campaign raised {type(error).__name__}: {error}", file=sys.stderr, flush=True)

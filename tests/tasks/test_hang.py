@@ -35,7 +35,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_simulation_that_hangs_fails_with_that_reason(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("faults.hang_minutes=0.03"), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "faults.hang_minutes=0.03"), cores=1)
     order = campaign.start().tasks[0].order
     finished = subprocess.run(
         [sys.executable, "-c", HANGING, "simulate", str(campaign.layout.root), str(order)],

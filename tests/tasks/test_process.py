@@ -21,7 +21,7 @@ def run(*arguments):
 
 
 def test_a_task_runs_as_a_process(tmp_path):
-    campaign = prepare(tmp_path / "a run", tiny_settings(), cores=1)
+    campaign = prepare(tmp_path / "a run", tiny_settings("coupling=staged"), cores=1)
     task = campaign.start().tasks[0]
     finished = run("simulate", campaign.layout.root, task.order)
     assert finished.returncode == 0, finished.stderr
@@ -43,7 +43,7 @@ def test_a_task_that_cannot_run_says_why(arguments, code, words):
 
 
 def test_a_simulation_that_is_ended_by_its_batch_system_keeps_what_it_has(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings("simulate.segment_ns=1000"), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "simulate.segment_ns=1000"), cores=1)
     layout, order = campaign.layout, campaign.start().tasks[0].order
     command = [sys.executable, "-m", "entk_app.tasks", "simulate", str(layout.root), str(order)]
     process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
 
-from entk_app import md
+from entk_app import integrity, md
 from entk_app.errors import BlewUpError, DataError, Interrupted
 from entk_app.frames import read_columns, read_start_positions
 from entk_app.integrity import DamagedError, digest_file
@@ -23,7 +23,7 @@ from entk_app.tasks import run_task, simulate
 
 @pytest.fixture
 def begun(tmp_path):
-    campaign = prepare(tmp_path / "run", tiny_settings(), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged"), cores=1)
     stage = campaign.start()
     run_task("simulate", campaign.layout.root, stage.tasks[0].order)
     return campaign
@@ -108,7 +108,7 @@ def test_a_task_that_fails_publishes_nothing(begun, monkeypatch):
 
 def run_until_told(tmp_path, tell):
     """A segment far longer than a test, that something else ends once it has frames."""
-    campaign = prepare(tmp_path / "run", tiny_settings("simulate.segment_ns=1000"), cores=1)
+    campaign = prepare(tmp_path / "run", tiny_settings("coupling=staged", "simulate.segment_ns=1000"), cores=1)
     layout = campaign.layout
     progress = layout.segment(0, 0).in_work().progress
 
@@ -183,7 +183,7 @@ def test_a_long_task_publishes_what_it_has_every_few_minutes(begun):
 def test_saving_does_not_change_the_trajectory(tmp_path):
     found = []
     for name in ("seldom", "often"):
-        campaign = prepare(tmp_path / name, tiny_settings(), cores=1)
+        campaign = prepare(tmp_path / name, tiny_settings("coupling=staged"), cores=1)
         if name == "often":
             save_often(campaign)
         run_task("simulate", campaign.layout.root, order(campaign, 0, 0, n_frames=5))
@@ -232,6 +232,45 @@ def test_a_simulation_that_blows_up_says_so_and_publishes_nothing(begun):
     with pytest.raises(BlewUpError, match="step 3[0-9]{3}"):
         run_task("simulate", begun.layout.root, order(begun, 0, 1))
     assert not begun.layout.segment(0, 1).folder.exists()
+
+
+@pytest.mark.parametrize("frame", [0, 7, 14])
+def test_of_a_long_trajectory_only_what_is_used_is_read_and_it_is_never_damaged(begun, monkeypatch, frame):
+    # Blocks as small as these stand for a trajectory of many MiB.
+    monkeypatch.setattr(integrity, "_BLOCK_BYTES", 256)
+    monkeypatch.setattr(simulate, "_DCD_HEADER_BYTES", 276)
+    paths, ref = begun.layout.segment(0, 0), FrameRef(simulation=0, segment=0, frame=frame)
+    whole, record = paths.trajectory.read_bytes(), read_record(SegmentRecord, paths.record)
+    files = record.files | {paths.trajectory.name: digest_file(paths.trajectory)}
+    write_record(paths.record, record.model_copy(update={"files": files}))
+    expected = simulate.read_frame_positions(begun.layout, ref)
+    frame_bytes = (len(whole) - 276) // 15
+    begin = 276 + frame * frame_bytes
+    used = {byte // 256 for byte in [*range(276), *range(begin, begin + frame_bytes)]}
+    found = set()
+    for place in (*range(0, len(whole), 101), len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        paths.trajectory.write_bytes(bytes(damaged))
+        try:
+            np.testing.assert_array_equal(simulate.read_frame_positions(begun.layout, ref), expected)
+        except DamagedError:
+            found.add(place // 256)
+    assert found == used
+    # What was not used is found by whoever reads all of it.
+    paths.trajectory.write_bytes(bytes(damaged))
+    assert "trajectory.dcd is altered" in str(integrity.find_damage(paths))
+    paths.trajectory.write_bytes(whole[:-1])
+    with pytest.raises(DamagedError, match="bytes, it was published with"):
+        simulate.read_frame_positions(begun.layout, ref)
+
+
+def test_without_digests_of_blocks_the_whole_trajectory_is_held_against_its_own(begun, monkeypatch):
+    read, check = [], integrity.check_file
+    monkeypatch.setattr(integrity, "check_file", lambda path, files: (read.append(path.name), check(path, files)))
+    assert read_record(SegmentRecord, begun.layout.segment(0, 0).record).files["trajectory.dcd"].blocks == ()
+    simulate.read_frame_positions(begun.layout, FrameRef(simulation=0, segment=0, frame=3))
+    assert set(read) == {"trajectory.dcd"}
 
 
 def forget_digests(campaign):

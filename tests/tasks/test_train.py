@@ -6,6 +6,7 @@ import csv
 
 import numpy as np
 import pytest
+from conftest import learned
 
 from entk_app import cvae
 from entk_app.errors import Interrupted
@@ -15,7 +16,7 @@ from entk_app.tasks import run_task
 
 
 def test_a_model_is_published_whole(tiny_campaign):
-    paths = tiny_campaign.layout.model(1, 3)
+    paths = tiny_campaign.layout.model(learned(1), 3)
     assert sorted(path.name for path in paths.folder.iterdir()) == [
         "decoder.keras", "embeddings.h5", "encoder.keras", "history.csv", "model.json",
     ]  # fmt: skip
@@ -30,17 +31,17 @@ def test_a_model_is_published_whole(tiny_campaign):
 
 def test_the_embeddings_are_the_encoder_s_of_every_frame(tiny_campaign):
     layout = tiny_campaign.layout
-    order = read_record(TrainTask, layout.model(2, 4).task)
+    order = read_record(TrainTask, layout.model(learned(2), 4).task)
     frames = read_frames(layout, order.segments)
-    kept = read_embeddings(layout.model(2, 4).embeddings, order.segments)
+    kept = read_embeddings(layout.model(learned(2), 4).embeddings, order.segments)
     latent = np.concatenate([kept[key] for key in order.segments])
-    expected = cvae.encode(cvae.load_encoder(layout.model(2, 4).encoder), frames.packed, frames.n_residues)
-    assert latent.shape == (90, 4)
+    expected = cvae.encode(cvae.load_encoder(layout.model(learned(2), 4).encoder), frames.packed, frames.n_residues)
+    assert latent.shape == (sum(key.n_frames for key in order.segments), 4)
     np.testing.assert_allclose(latent, expected, atol=1e-5)
 
 
 def test_latent_sizes_of_an_iteration_hold_the_same_number_of_frames_out(tiny_campaign):
-    records = [read_record(ModelRecord, tiny_campaign.layout.model(3, dim).record) for dim in (3, 4)]
+    records = [read_record(ModelRecord, tiny_campaign.layout.model(learned(3), dim).record) for dim in (3, 4)]
     assert len({(record.n_train_frames, record.n_held_out_frames) for record in records}) == 1
 
 
@@ -51,8 +52,8 @@ def test_a_stop_request_ends_a_training_without_a_model(tiny_campaign, tmp_path)
 
     copy = RunLayout(tmp_path / "copy")
     shutil.copytree(tiny_campaign.layout.root, copy.root)
-    shutil.rmtree(copy.model(1, 3).folder)
+    shutil.rmtree(copy.model(learned(1), 3).folder)
     copy.stop_request.touch()
     with pytest.raises(Interrupted):
-        run_task("train", copy.root, copy.model(1, 3).task)
-    assert not copy.model(1, 3).folder.exists()
+        run_task("train", copy.root, copy.model(learned(1), 3).task)
+    assert not copy.model(learned(1), 3).folder.exists()
