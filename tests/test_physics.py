@@ -1,4 +1,4 @@
-"""Physics: temperature, energy, constraints and continuity of what the program simulates, and the CA model term by term.
+"""Physics of what is simulated: temperature, energy, constraints, continuity, and the CA model term by term.
 
 Random numbers are seeded, and bounds are some five standard errors wide.
 """
