@@ -158,6 +158,9 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-simulated", action="store_true", help="structures are not superposed on the native structure"
     )
+    parser.add_argument(
+        "--solvent", action="store_true", help="structures of a system in explicit solvent: with its water and ions"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite files that are there")
     parser.set_defaults(function=_export)
 
@@ -360,6 +363,7 @@ def _export(options: argparse.Namespace) -> int:
         _as_folder(options.output),
         latent_dim=options.latent,
         superpose=not options.as_simulated,
+        solvent=options.solvent,
         force=options.force,
     )
     rmsd = "" if result.rmsd_range is None else ", RMSD {:.2f} to {:.2f} Å".format(*result.rmsd_range)
@@ -616,7 +620,9 @@ def _reopen(layout: Any, settings: Any) -> Any:
 
 def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
     """What the user may not expect of a campaign that runs all the same."""
-    notes = []
+    from entk_app.preflight import note_friction
+
+    notes = [note for note in (note_friction(settings),) if note]
     if not has_native:
         notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
     if resource.is_emulated:
@@ -640,7 +646,7 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     slots = machine.slots
     beside = f" beside {slots.learn} trainings" if slots.is_split else ""
     lines = [
-        f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
+        f"entk-app {__version__}: {record.name}, {record.kind}, {record.n_residues} residues, "
         f"{record.n_atoms} particles; "
         f"{resource.label}: {nodes}{resource.cores} cores, {resource.gpus} GPUs, "
         f"{slots.simulate} simulations at a time{beside}; seed {settings.seed}",

@@ -15,6 +15,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from entk_app import geometry
 from entk_app.errors import BlewUpError, EntkAppError, Interrupted
 from entk_app.frames import FrameWriter
 from entk_app.records import EndedBy
@@ -53,12 +54,15 @@ class Start:
         Serialized State of the segment before: positions, velocities, time and step go on as they were.
     positions : array, shape (n_atoms, 3), ångström, or None
         Positions that get fresh velocities.
+    box : array, shape (3, 3), ångström, or None
+        Of a periodic system: the box that the positions are of; None: that of the system.
     minimise : bool
         Minimise the positions first: the first segment from the initial structure.
     """
 
     state_xml: str | None = None
     positions: NDArray[np.floating] | None = None
+    box: NDArray[np.floating] | None = None
     minimise: bool = False
 
 
@@ -94,13 +98,21 @@ class FrameReporter:
         Steps from frame to frame.
     max_kinetic : float
         Kinetic energy, kJ/mol, above which the simulation has blown up.
+    chains : tuple of (int, int)
+        Of a periodic system: first atom of each chain and the one after its last. The protein is made whole by them.
     """
 
     def __init__(
-        self, writer: FrameWriter, ca_indices: tuple[int, ...], interval: int, max_kinetic: float = math.inf
+        self,
+        writer: FrameWriter,
+        ca_indices: tuple[int, ...],
+        interval: int,
+        max_kinetic: float = math.inf,
+        chains: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self._writer = writer
         self._ca = np.asarray(ca_indices)
+        self._chains = geometry.number_chains(self._ca, chains) if chains else None
         self._interval = interval
         self._max_kinetic = max_kinetic
 
@@ -116,7 +128,11 @@ class FrameReporter:
                 "what the thermostat keeps"
             )
         positions = to_trajectory_precision(state.getPositions(asNumpy=True)._value)
-        self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), positions[self._ca])
+        ca = positions[self._ca]
+        if self._chains is not None:
+            box = 10.0 * state.getPeriodicBoxVectors(asNumpy=True)._value
+            ca = geometry.make_whole(ca, box, self._chains)
+        self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), ca)
 
 
 class _TimedReporter:
@@ -168,7 +184,7 @@ def create_context(
     topology, system : openmm.app.Topology, openmm.System
     settings : SimulateSettings
     seed : int
-        Of the Langevin noise.
+        Of the Langevin noise, and of the barostat's moves where there is one.
     cores : int
         Threads on the CPU platform.
     gpus : int
@@ -188,6 +204,7 @@ def create_context(
         order = on_cpu if not gpus else (*_GPU_PLATFORMS, *on_cpu) if allow_cpu else _GPU_PLATFORMS
     else:
         order = (settings.platform,)
+    _seed_barostat(system, seed)
     reasons = []
     for name in order:
         if name not in present:
@@ -231,6 +248,7 @@ def run_segment(
     save_minutes: float,
     *,
     names: tuple[str, str, str],
+    chains: tuple[tuple[int, int], ...] = (),
     should_stop: Callable[[], EndedBy | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
 ) -> SegmentResult:
@@ -252,6 +270,8 @@ def run_segment(
         The segment ends after so long all the same, for the next to go on: what it has is then safe.
     names : (trajectory, log, state)
         File names.
+    chains : tuple of (int, int)
+        Of a periodic system: first atom of each chain of the protein and the one after its last.
     should_stop : callable
         Asked about every second; a reason ends the segment in order, with its last whole frame.
     on_frame : callable
@@ -274,7 +294,8 @@ def run_segment(
     max_kinetic = _HOT * _mean_kinetic(simulation.system, settings.temperature_k)
     reporters = [
         # First: what has blown up is not to be written by the others.
-        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic)),
+        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic, chains)),
+        # Not wrapped into the box, which would break molecules; a periodic box is in each frame.
         _TimedReporter(app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False)),
         _TimedReporter(app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True))),
     ]
@@ -328,6 +349,8 @@ def begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) 
     if start.state_xml is not None:
         context.setState(openmm.XmlSerializer.deserialize(start.state_xml))
         return
+    if start.box is not None:
+        context.setPeriodicBoxVectors(*(start.box * 0.1))
     context.setPositions(np.asarray(start.positions) * 0.1)
     if start.minimise:
         simulation.minimizeEnergy(
@@ -335,6 +358,12 @@ def begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) 
             maxIterations=settings.minimise_max_iterations,
         )
     context.setVelocitiesToTemperature(settings.temperature_k * unit.kelvin, seed)
+
+
+def get_box(simulation: Any) -> NDArray[np.float64]:
+    """Vectors of the periodic box as it is now, by row, shape (3, 3), ångström."""
+    box: NDArray[np.float64] = 10.0 * simulation.context.getState().getPeriodicBoxVectors(asNumpy=True)._value
+    return box
 
 
 def _step_to_next_frame(
@@ -356,6 +385,14 @@ def _step_to_next_frame(
             return reason
         piece = max(_FIRST_PIECE, min(interval, int(piece / max(time.monotonic() - began, 1e-6))))
     return None
+
+
+def _seed_barostat(system: Any, seed: int) -> None:
+    """Give a barostat random numbers of its own: a part of the context that is made next."""
+    for force in system.getForces():
+        if isinstance(force, openmm.MonteCarloBarostat):
+            # Not the thermostat's; 0 would be a seed from the clock.
+            force.setRandomNumberSeed(int(np.random.SeedSequence((seed, 1)).generate_state(1)[0] >> 1) or 1)
 
 
 def _mean_kinetic(system: Any, temperature_k: float) -> float:

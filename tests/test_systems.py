@@ -62,6 +62,11 @@ def test_bba_has_the_paper_s_504_atoms(tmp_path, model, n_atoms):
     assert (built.record.n_atoms, built.record.n_residues) == (n_atoms, 28)
 
 
+def test_a_protein_is_built_twice_alike(fs_peptide, tmp_path):
+    again = build(tmp_path, name="fs-peptide", model="all-atom")
+    np.testing.assert_array_equal(again.start.positions, fs_peptide.start.positions)
+
+
 def test_the_start_is_extended_and_the_native_fs_peptide_a_helix(fs_peptide):
     start, native = fs_peptide.start.ca_positions(), fs_peptide.native.ca_positions()
     assert np.linalg.norm(start[-1] - start[0]) > 60.0
