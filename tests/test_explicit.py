@@ -32,11 +32,11 @@ from entk_app.preflight import compute_frame_bytes, compute_trajectory_bytes, no
 from entk_app.records import FrameRef, SegmentRecord, SimulateTask, SystemRecord, read_record, write_record
 from entk_app.report.write import write_report
 from entk_app.settings import build_settings
-from entk_app.systems import build_system
+from entk_app.systems import build_system, explicit
 from entk_app.systems.build import load_system
 from entk_app.systems.pdb_text import read_pdb_text
 from entk_app.systems.sequences import parse_sequence
-from entk_app.systems.structures import ALPHA_HELIX, build_chain
+from entk_app.systems.structures import ALPHA_HELIX, Structure, build_chain
 from entk_app.tasks import run_task, simulate
 from entk_app.trajectory import compute_box
 from entk_app.verify import verify_run
@@ -492,6 +492,22 @@ def test_a_topology_of_amber_runs(amber, helix, tmp_path):
     run_task("simulate", begun.layout.root, begun.start().tasks[0].order)
     assert read_record(SegmentRecord, begun.layout.segment(0, 0).record).min_rmsd_angstrom < 3.0
     assert json.loads(begun.layout.system_record.read_text())["force_field"] == "topology of AMBER (system.prmtop)"
+
+
+def test_chains_of_a_topology_of_amber_are_told_apart_by_their_bonds():
+    # As OpenMM reads it: two chains of two residues, a water and two ions, all in one.
+    topology = app.Topology()
+    one = topology.addChain()
+    residues = [topology.addResidue(name, one) for name in ("ALA", "ALA", "GLY", "ALA", "HOH", "NA", "CL")]
+    atoms = [topology.addAtom("CA", app.element.carbon, residue) for residue in residues]
+    for first, second in ((0, 1), (2, 3)):
+        topology.addBond(atoms[first], atoms[second])
+    split = explicit.split_chains(topology)
+    found = [[residue.name for residue in chain.residues()] for chain in split.chains()]
+    assert found == [["ALA", "ALA"], ["GLY", "ALA"], ["HOH", "NA", "CL"]]
+    assert [(a.index, b.index) for a, b in split.bonds()] == [(0, 1), (2, 3)]
+    structure = Structure(split, np.zeros((7, 3)), "")
+    assert explicit.find_chains(structure) == ((0, 2), (2, 4))
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def read_amber(prmtop: Path, inpcrd: Path) -> tuple[Structure, Any]:
         raise StructureError(f"system.inpcrd: {inpcrd} has no periodic box: solvate the system in tleap (solvateBox)")
     topology_file = _read(partial(app.AmberPrmtopFile, periodicBoxVectors=box), prmtop, "system.prmtop")
     positions = np.asarray(coordinates.positions.value_in_unit(unit.angstrom), dtype=np.float64)
-    topology = _split_chains(topology_file.topology)
+    topology = split_chains(topology_file.topology)
     if len(positions) != topology.getNumAtoms():
         raise StructureError(
             f"system.inpcrd: {inpcrd} has {len(positions)} atoms, {prmtop} has {topology.getNumAtoms()}: they are not "
@@ -229,7 +229,7 @@ def _read(kind: Callable[[str], Any], path: Path, what: str) -> Any:
         ) from None
 
 
-def _split_chains(topology: Any) -> Any:
+def split_chains(topology: Any) -> Any:
     """OpenMM reads a topology of AMBER as one chain: a new one begins where residues are not bonded."""
     bonded = {tuple(sorted((one.residue.index, other.residue.index))) for one, other in topology.bonds()}
     new, copies, chain, in_solvent = app.Topology(), {}, None, False
