@@ -54,6 +54,7 @@ from entk_app.records import (
     write_record,
 )
 from entk_app.results import Results
+from entk_app.retraining import explain_training
 from entk_app.settings import Settings
 from entk_app.steering import History, SimulationHistory
 
@@ -268,25 +269,37 @@ class Campaign:
             deadline = self.find_deadline()
             if deadline is not None:
                 self.limit_time(deadline)
-        if self.stage.kind == "simulate":
+        if self.stage.kind == "analyse":
+            return self._after_analysis(self._collect_analysis(self.stage.tasks[0].name))
+        if self._going is not None and self._going.next == "simulate":
             self._collect_segments()
-            return self._apply(
-                steering.decide_after_simulate(self._history(("train", "analyse")), self.settings, self.machine.slots)
-            )
-        if self.stage.kind == "train":
-            return self._after_training()
-        return self._after_analysis(self._collect_analysis(self.stage.tasks[0].name))
+            history = self._history(self._what_learns())
+            return self._apply(steering.decide_after_simulate(history, self.settings, self.machine.slots))
+        return self._after_training()
+
+    def _what_learns(self) -> tuple[StageKind, ...]:
+        """Kinds of the stages that follow simulations, up to the next."""
+        if self.settings.is_control:
+            return ("simulate",)
+        return ("analyse",) if self._explain_training() is None else ("train", "analyse")
 
     def _after_training(self) -> StageSpec | None:
-        self._collect_models()
+        if self._trains:
+            self._collect_models()
         if self._going is not None and self._going.next == "simulate+learn":
             self._collect_segments()
         stop = self._find_giving_up() or steering.find_stop(self._history(("analyse",)), self.settings)
         if stop is not None:
             return self._apply(stop)
-        if self.results.models:
+        if self.results.models or not self.settings.learns:
             return self._enter(self._build_analyse())
         return self._after_analysis(None)
+
+    @property
+    def _trains(self) -> bool:
+        """Whether models train in the present iteration, as the decision that its learning began with says."""
+        has_to = steering.asks_for_training(self.decisions, self.iteration)
+        return self.settings.learns and (has_to or not self.results.models)
 
     def _find_giving_up(self) -> Decision | None:
         """The end of a campaign whose learning fails again and again."""
@@ -449,7 +462,8 @@ class Campaign:
             if was_tried and self._n_analyses == 1 and self.results.models:
                 return self._enter(self._build_analyse(attempt=2))
         # In a split, simulations and the next training are one stage.
-        following = ("train",) if self.machine.slots.is_split else ("simulate",)
+        trains_beside = self.machine.slots.is_split and self._explain_training() is not None
+        following: tuple[StageKind, ...] = ("train",) if trains_beside else ("simulate",)
         return self._apply(
             steering.decide_after_analysis(self._history(following), analysis, self.settings, self.machine.slots)
         )
@@ -483,7 +497,12 @@ class Campaign:
             seconds_left=float("inf") if self._deadline is None else self._deadline.end_by_unix - time.time(),
             seconds_needed=sum(self._durations.get(kind, self._shortest(kind)) for kind in following),
             limit="walltime" if self._deadline is None else self._deadline.limit,
+            training=self._explain_training(),
         )
+
+    def _explain_training(self) -> str | None:
+        n_frames = sum(s.n_frames for s in self.results.simulations.values())
+        return explain_training(self.results.models, self.results.newest, n_frames, self.settings)
 
     def _shortest(self, kind: str) -> float:
         """Seconds that a stage which this pilot has not run yet takes at least, as far as the settings say."""
@@ -546,10 +565,11 @@ class Campaign:
         if decision.next == "simulate":
             name = f"simulate.{iteration:04d}.{decision.index:04d}"
             return StageSpec("simulate", name, self._order_segments(decision))
-        tasks = self._order_trainings(decision)
+        trainings = self._order_trainings(decision) if self._trains else ()
         if decision.next == "simulate+learn":
-            tasks = (*self._order_segments(decision), *tasks)
-        return StageSpec("train", f"train.{iteration:04d}", tasks)
+            kind: StageKind = "train" if trainings else "simulate"
+            return StageSpec(kind, f"{kind}.{iteration:04d}", (*self._order_segments(decision), *trainings))
+        return StageSpec("train", f"train.{iteration:04d}", trainings) if trainings else self._build_analyse()
 
     def _order_segments(self, decision: Decision) -> tuple[TaskSpec, ...]:
         tasks = []
@@ -601,6 +621,7 @@ class Campaign:
         segments = self._choose_training_segments(decision)
         for place, latent_dim in enumerate(self.settings.train.latent_dims):
             order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
+            previous, rare = self._find_before(order, latent_dim)
             failure_of(order).unlink(missing_ok=True)
             write_record(
                 order,
@@ -609,6 +630,8 @@ class Campaign:
                     latent_dim=latent_dim,
                     seed=self._seed(1 << 24, iteration, latent_dim),
                     segments=segments,
+                    previous=previous,
+                    rare=rare,
                     encode_all=self.settings.analyse.models in ("all", latent_dim),
                     cores=cores,
                     gpus=self.machine.gpus_per_task,
@@ -618,6 +641,16 @@ class Campaign:
             name = train_task_name(iteration, latent_dim)
             tasks.append(TaskSpec("train", name, order, cores, self.machine.gpus_per_task))
         return tuple(tasks)
+
+    def _find_before(self, order: Path, latent_dim: int) -> tuple[ModelRef | None, tuple[FrameRef, ...]]:
+        """The model and the outliers that a training follows; of one that was ordered before, as it was."""
+        try:
+            ordered = read_record(TrainTask, order)
+        except RecordError:
+            model, newest = self.results.models.get(latent_dim), self.results.newest
+            previous = None if model is None else ModelRef(iteration=model.iteration, latent_dim=latent_dim)
+            return previous, () if newest is None else tuple(outlier.frame for outlier in newest.outliers)
+        return ordered.previous, tuple(frame for frame in ordered.rare if self.results.has(frame))
 
     def _choose_training_segments(self, decision: Decision) -> tuple[SegmentKey, ...]:
         return self.results.list_segments(before=decision.index)

@@ -24,6 +24,7 @@ from entk_app.preflight import (
     count_bytes_in,
     find_free_bytes,
     note_friction,
+    note_steering,
     say_bytes,
     say_remedy,
 )
@@ -91,10 +92,7 @@ def check_campaign(settings: Settings, layout: RunLayout, folders: list[Path], i
         system = attempt(lambda: _build(settings, layout, probed, is_resumed))
         speed = training = size = None
         if system is not None and machine is not None:
-            if (note := note_friction(settings)) is not None:
-                notes.append(note)
-            if not system.has_native:
-                notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
+            notes += [*note_steering(settings, system.has_native), *note_friction(settings)]
             speed, training, size = _measure(settings, system, machine, probed, notes, problems)
             if not is_here and (speed or training):
                 notes.append("speeds are of this machine, not of the resource's")
@@ -188,7 +186,7 @@ def _measure(
         )
         return speed, None, None
     size = compute_size(settings, machine.slots, system, frames)
-    if has_device:
+    if has_device and settings.learns:
         task = ProbeTask(
             cores=machine.training_cores(0), gpus=gpus, allow_cpu=machine.allow_cpu, n_frames=size.n_frames
         )

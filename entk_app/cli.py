@@ -102,6 +102,7 @@ def _build_parser() -> argparse.ArgumentParser:
     verify.set_defaults(function=_verify)
     _add_export_options(commands.add_parser("export", help="frames for other programs", description=_EXPORT_HELP))
     _add_status_options(commands.add_parser("status", help="where a campaign stands", description=_STATUS_HELP))
+    _add_compare_options(commands.add_parser("compare", help="does the steering help?", description=_COMPARE_HELP))
     return parser
 
 
@@ -165,6 +166,28 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(function=_export)
 
 
+_COMPARE_HELP = (
+    "Runs that differ in what steers them: how much less simulation each way needs than none, to come within the "
+    "target of the native structure and to see states. Runs of one kind with different seeds are replicas. Writes "
+    "compare.csv (a row a run), compare.json and figures."
+)
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="two or more run folders")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", type=Path, help="where to write (default compare-001, the next free number)"
+    )
+    parser.add_argument("--target", metavar="X", type=float, help="RMSD in Å (default: that of the runs' settings)")
+    parser.add_argument(
+        "--states", action="store_true", help="compare states seen, too; done anyhow without a native structure"
+    )
+    parser.add_argument("--n-states", metavar="K", type=int, default=100, help="divide all frames into K (default 100)")
+    parser.add_argument("--seed", metavar="N", type=int, default=1, help="of resampling and states (default 1)")
+    parser.add_argument("--force", action="store_true", help="overwrite a comparison that is there")
+    parser.set_defaults(function=_compare)
+
+
 _JOB_HELP = (
     "Write a batch script that runs a campaign in its allocation, job after job until it is finished. "
     "Options of entk-app run follow after --."
@@ -200,6 +223,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run-dir", metavar="DIR", type=Path, help="run folder (default runs/<preset or config>-001)")
     parser.add_argument("--seed", metavar="N", help="all random numbers follow from it")
+    parser.add_argument(
+        "--steering",
+        metavar="METHOD",
+        help="cvae (the default), rmsd-only or random: what restarts come from; none: independent simulations, the "
+        "control to compare with (--set steering.method=...)",
+    )
     parser.add_argument("--reference", metavar="FILE", type=Path, help="native structure, a PDB file")
     parser.add_argument(
         "--set",
@@ -369,6 +398,32 @@ def _export(options: argparse.Namespace) -> int:
     rmsd = "" if result.rmsd_range is None else ", RMSD {:.2f} to {:.2f} Å".format(*result.rmsd_range)
     print(f"{result.n_frames} frames ({words}){rmsd}")
     print(f"written: {', '.join(map(str, result.paths))}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from entk_app.compare import compare_runs
+    from entk_app.compare_files import check_folder, choose_folder, write_comparison
+    from entk_app.compare_view import build_tables, list_facts, tell_gains
+
+    roots = [_as_folder(run) for run in options.runs]
+    # Not beside the runs: there it would be taken for one, where all of them are asked for (runs/*).
+    folder = choose_folder(Path.cwd()) if options.output is None else _as_folder(options.output)
+    check_folder(folder, options.force)
+    comparison = compare_runs(
+        roots, target=options.target, with_states=options.states, n_states=options.n_states, seed=options.seed
+    )
+    paths = write_comparison(comparison, folder, options.force)
+    console = Console()
+    console.print("\n".join(list_facts(comparison)), end="\n\n", markup=False, highlight=False, soft_wrap=True)
+    for table in build_tables(comparison, console):
+        console.print(table)
+        console.print()
+    lines = [*tell_gains(comparison), *(f"note: {note}" for note in comparison.notes)]
+    lines.append(f"written: {folder}: {', '.join(path.name for path in paths)}")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -556,6 +611,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[Any, str]:
         (options.seed, "seed"),
         (options.resource, "resource.label"),
         (options.budget_gpu_hours, "stop.budget_gpu_hours"),
+        (options.steering, "steering.method"),
     ):
         if option is not None:
             assignments.append(f"{key}={option}")
@@ -620,11 +676,9 @@ def _reopen(layout: Any, settings: Any) -> Any:
 
 def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
     """What the user may not expect of a campaign that runs all the same."""
-    from entk_app.preflight import note_friction
+    from entk_app.preflight import note_friction, note_steering
 
-    notes = [note for note in (note_friction(settings),) if note]
-    if not has_native:
-        notes.append("no native structure: no RMSD and no target; restarts are ranked by novelty")
+    notes = [*note_steering(settings, has_native), *note_friction(settings)]
     if resource.is_emulated:
         notes.append(f"{resource.label} is emulated: its devices are counted, the tasks share this machine's cores")
     elif resource.gpus and settings.resource.require_gpu is False:
@@ -644,7 +698,7 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     campaign = make_campaign(layout, settings, machine)
     nodes = f"{resource.nodes} nodes, " if resource.nodes > 1 else ""
     slots = machine.slots
-    beside = f" beside {slots.learn} trainings" if slots.is_split else ""
+    beside = f" beside {slots.learn} {'trainings' if settings.learns else 'analysis'}" if slots.is_split else ""
     lines = [
         f"entk-app {__version__}: {record.name}, {record.kind}, {record.n_residues} residues, "
         f"{record.n_atoms} particles; "

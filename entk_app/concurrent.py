@@ -35,12 +35,15 @@ class _Learning:
         Of the analysis.
     n_segments : int or None
         What the newest models were trained on; None where this pilot has trained none.
+    awaited : int
+        Segments that there must be before an analysis begins that no training came before.
     """
 
     due: Literal["train", "analyse"] | None = None
     trainings: tuple[TaskSpec, ...] = ()
     attempt: int = 1
     n_segments: int | None = None
+    awaited: int = 0
 
 
 class ConcurrentCampaign(Campaign):
@@ -59,7 +62,6 @@ class ConcurrentCampaign(Campaign):
         self._since: dict[str, float] = {}
         self._n_chains: int | None = None
         self._learning = _Learning()
-        self._newest: AnalysisRecord | None = None
         self._n_failed_in_a_row = 0
 
     @property
@@ -116,11 +118,12 @@ class ConcurrentCampaign(Campaign):
 
     def _take_up_learning(self, going: Decision) -> None:
         """What of the iteration is on disk stays; a decision that was not taken is taken now."""
-        before = self.results.take_analysis(self.iteration - 1)
         analysis = self.results.take_analysis(self.iteration)
-        self._newest = analysis or before
         if analysis is not None:
             self._decide(analysis)
+            return
+        if not self._trains:
+            self._learning.due = "analyse"
             return
         missing = tuple(task for task in self._order_trainings(going) if not self._is_done(task))
         if not missing or (self.results.models and self.layout.analysis_task(self.iteration).exists()):
@@ -163,7 +166,9 @@ class ConcurrentCampaign(Campaign):
         if learning.due is None or any(stage.kind != "simulate" for stage in self._running.values()):
             return ()
         if learning.due == "analyse":
-            learning.due = None
+            if len(self.results.list_segments()) < learning.awaited:
+                return ()
+            learning.due, learning.awaited = None, 0
             return (self._build_analyse(learning.attempt),)
         if not learning.trainings:
             n_segments = len(self.results.list_segments())
@@ -228,6 +233,13 @@ class ConcurrentCampaign(Campaign):
     def _judge_initial_phase(self, history: History) -> None:
         """It lasts until there are enough frames and every simulation has given some."""
         is_failing = any(s.failures >= MAX_FAILURES for s in history.alive)
+        if self.settings.is_control:
+            newest = self.decisions[-1].index
+            if not is_failing and not all(any(r.decision >= newest for r in s.segments) for s in history.alive):
+                return
+            decision = steering.decide_after_simulate(history, self.settings, self.machine.slots)
+            self._finish(decision) if decision.next == "stop" else self._take_and_end(decision)
+            return
         is_long = history.n_frames >= self.settings.steering.initial_frames
         if not is_failing and not (is_long and all(s.segments for s in history.alive)):
             return
@@ -237,7 +249,12 @@ class ConcurrentCampaign(Campaign):
             return
         self._take_and_end(decision)
         if decision.next != "simulate":
-            self._learning.due = "train"
+            self._begin_learning(n_known=0)
+
+    def _begin_learning(self, n_known: int) -> None:
+        """Models train, or serve on: then an analysis waits until each slot has had the time to give a segment."""
+        self._learning.due = "train" if self._trains else "analyse"
+        self._learning.awaited = 0 if self._trains else n_known + self.machine.slots.simulate
 
     def _after_training(self) -> None:  # type: ignore[override]
         if self._learning.trainings:
@@ -264,7 +281,6 @@ class ConcurrentCampaign(Campaign):
 
     def _decide(self, analysis: AnalysisRecord | None) -> None:
         """The decision that an iteration ends with, by the frames that it has analysed."""
-        self._newest = analysis or self._newest
         history = self._history(())
         stop = steering.find_stop(history, self.settings)
         if stop is not None:
@@ -278,11 +294,18 @@ class ConcurrentCampaign(Campaign):
             self._finish(decision)
             return
         self._take_and_end(decision)
-        self._learning.due = "train"
+        self._begin_learning(n_known=0 if analysis is None else len(self._list_analysed()))
+
+    def _list_analysed(self) -> tuple[SegmentKey, ...]:
+        """Segments that the newest analysis was ordered to look at."""
+        newest = self.results.newest
+        if newest is None:
+            return ()
+        return read_record(AnalyseTask, self.layout.analysis_task(newest.iteration)).segments
 
     def _restrict(self, history: History) -> History:
         """What the analysis knew."""
-        analysed = read_record(AnalyseTask, self.layout.analysis_task(self.iteration)).segments
+        analysed = self._list_analysed()
         known = {(key.simulation, key.segment) for key in analysed}
         return replace(
             history,
@@ -297,7 +320,7 @@ class ConcurrentCampaign(Campaign):
         slots, is_learning = self.machine.slots, self._is_learning
         decision = steering.decide_refill(
             self._history(()),
-            self._newest,
+            self.results.newest,
             self.settings,
             slots.simulate if is_learning else slots.total,
             "simulate+learn" if is_learning else "simulate",

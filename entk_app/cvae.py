@@ -203,50 +203,6 @@ def choose_batch_size(settings: TrainSettings, n_frames: int) -> int:
     return int(min(max(n_frames // 100, low), high, n_frames))
 
 
-def split_blocks(
-    lengths: NDArray[np.integer], settings: TrainSettings, generator: np.random.Generator
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to train on and rows held out, in whole blocks of consecutive frames of one segment.
-
-    Frames that follow one another are nearly equal: a random frame held out would be known from its neighbours.
-
-    Parameters
-    ----------
-    lengths : array of int
-        Frames of every segment, in the order of the rows.
-    settings : TrainSettings
-        ``block_frames`` is shortened where there would be fewer than five blocks.
-
-    Returns
-    -------
-    (train, held_out) : arrays of int, sorted
-
-    Raises
-    ------
-    DataError
-        There are fewer than two frames.
-    """
-    total = int(np.sum(lengths))
-    if total < 2:
-        raise DataError(f"{total} frames are too few to train on and hold some out")
-    size = max(1, min(settings.block_frames, total // 5))
-    blocks = []
-    start = 0
-    for length in lengths:
-        blocks += [np.arange(b, min(b + size, start + length)) for b in range(start, start + int(length), size)]
-        start += int(length)
-    order = generator.permutation(len(blocks))
-    if settings.max_frames is not None:
-        counts = np.cumsum([len(blocks[b]) for b in order])
-        order = order[: max(2, int(np.searchsorted(counts, settings.max_frames, side="right")))]
-    n_held_out = min(max(1, round(settings.held_out_fraction * len(order))), len(order) - 1)
-    held_out, train = order[:n_held_out], order[n_held_out:]
-    return (
-        np.sort(np.concatenate([blocks[b] for b in train])),
-        np.sort(np.concatenate([blocks[b] for b in held_out])),
-    )
-
-
 def train_model(
     packed: NDArray[np.uint8],
     n_residues: int,
@@ -255,6 +211,7 @@ def train_model(
     settings: TrainSettings,
     latent_dim: int,
     should_stop: Callable[[], bool] = lambda: False,
+    start: Cvae | None = None,
 ) -> Training:
     """Train one model and keep the weights of the epoch with the lowest held-out loss.
 
@@ -263,9 +220,11 @@ def train_model(
     packed : array of uint8, shape (n_frames, n_bytes)
         Packed contact maps.
     train_rows, held_out_rows : arrays of int
-        From :func:`split_blocks`.
+        From :func:`entk_app.training_set.choose_training_set`.
     should_stop : callable
         Asked after every epoch.
+    start : Cvae or None
+        Goes on from its weights; None: from random ones.
 
     Raises
     ------
@@ -274,7 +233,7 @@ def train_model(
     Interrupted
         ``should_stop`` said so.
     """
-    model = build_model(settings.architecture, n_residues, latent_dim)
+    model = start or build_model(settings.architecture, n_residues, latent_dim)
     variables = model.encoder.trainable_variables + model.decoder.trainable_variables
     update, evaluate = _compile_steps(model, _build_optimizer(settings.architecture), n_residues)
     batch_size = choose_batch_size(settings, len(train_rows))
@@ -338,8 +297,7 @@ def _compile_steps(model: Cvae, optimizer: Any, n_residues: int) -> tuple[Any, A
         mean, log_variance = model.encoder(maps, training=noise)
         latent = mean + tf.exp(0.5 * log_variance) * tf.random.normal(tf.shape(mean)) if noise else mean
         logits = model.decoder(latent, training=noise)
-        pixels = tf.nn.sigmoid_cross_entropy_with_logits(labels=maps, logits=logits)
-        reconstruction = tf.reduce_sum(pixels, axis=(1, 2, 3))
+        reconstruction = _sum_cross_entropy(maps, logits)
         divergence = 0.5 * tf.reduce_sum(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=1)
         return reconstruction, divergence
 
@@ -397,14 +355,46 @@ def encode(encoder: Any, packed: NDArray[np.uint8], n_residues: int) -> NDArray[
     return np.concatenate(batches) if batches else np.empty((0, encoder.outputs[0].shape[-1]), np.float32)
 
 
+def compute_reconstruction(model: Cvae, packed: NDArray[np.uint8], n_residues: int) -> NDArray[np.float32]:
+    """Reconstruction loss of packed maps by the latent mean, nats, shape (n_frames,)."""
+    unpack = make_unpacker(n_residues)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, packed.shape[1]), tf.uint8)])
+    def run(rows: Any) -> Any:
+        maps = unpack(rows)
+        logits = model.decoder(model.encoder(maps, training=False)[0], training=False)
+        return _sum_cross_entropy(maps, logits)
+
+    batches = [
+        run(tf.constant(packed[start : start + _ENCODE_BATCH])).numpy()
+        for start in range(0, len(packed), _ENCODE_BATCH)
+    ]
+    return np.concatenate(batches) if batches else np.empty(0, np.float32)
+
+
+def _sum_cross_entropy(maps: Any, logits: Any) -> Any:
+    """Binary cross-entropy summed over the pixels of each map."""
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=maps, logits=logits), axis=(1, 2, 3))
+
+
 def save_model(model: Cvae, encoder: Path, decoder: Path) -> None:
     """Write both halves in Keras' own format, without custom code."""
     model.encoder.save(encoder)
     model.decoder.save(decoder)
 
 
+def load_model(encoder: Path, decoder: Path) -> Cvae:
+    """Read both halves."""
+    return Cvae(load_encoder(encoder), _load(decoder))
+
+
 def load_encoder(path: Path) -> Any:
-    """Read an encoder; Keras' safe mode refuses files that carry code."""
+    """Read an encoder."""
+    return _load(path)
+
+
+def _load(path: Path) -> Any:
+    # Safe mode refuses files that carry code.
     return keras.models.load_model(path, compile=False, safe_mode=True)
 
 

@@ -33,6 +33,12 @@ class ExportError(EntkAppError):
     exit_code = 2
 
 
+class CompareError(EntkAppError):
+    """Runs cannot be compared as asked for; nothing was written."""
+
+    exit_code = 2
+
+
 class RecordError(EntkAppError):
     """A record on disk is missing, truncated or of another kind."""
 

@@ -134,7 +134,7 @@ def divide_machine(
 
 
 def _split_slots(settings: Settings, total: int, has_gpus: bool) -> Slots:
-    asked, n_models = settings.resource, len(settings.train.latent_dims)
+    asked, n_models = settings.resource, len(settings.train.latent_dims) if settings.learns else 1
     for key, value in (("md_slots", asked.md_slots), ("ml_slots", asked.ml_slots)):
         if (value or 0) > total:
             raise SettingsError(
@@ -148,6 +148,13 @@ def _split_slots(settings: Settings, total: int, has_gpus: bool) -> Slots:
             "--set resource.md_slots=null --set resource.ml_slots=null takes what there is"
         )
     is_concurrent = settings.coupling == "concurrent"
+    if settings.is_control:
+        # Nothing learns: every slot that may simulate does, from the first iteration to the last.
+        simulate = asked.md_slots or total
+        return Slots(simulate, simulate, simulate)
+    if not settings.learns and not is_concurrent:
+        # An analysis without models is short: no slot is set aside for it.
+        return Slots(total, asked.md_slots or total, total)
     if asked.md_slots is None and asked.ml_slots is None and not has_gpus and not is_concurrent:
         return Slots(total, total, min(total, n_models))
     quarter = max(total // 4, int(is_concurrent))

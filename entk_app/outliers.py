@@ -234,6 +234,34 @@ def _reach(distance: NDArray[np.float64], core_radius: NDArray[np.float64]) -> N
     return np.maximum(distance, core_radius).min(axis=1)
 
 
+def group_regions(points: NDArray[np.floating], radius: float) -> NDArray[np.intp]:
+    """Number of each point's region: points within a radius of the first of a region that has no other yet.
+
+    The leader algorithm (Hartigan 1975): in the order of the points, each that is in no region leads one.
+
+    Parameters
+    ----------
+    points : array, shape (n_points, n_dims)
+    radius : float
+
+    Returns
+    -------
+    array of int, shape (n_points,)
+        From 0, in the order of the leaders.
+    """
+    tree = cKDTree(points)
+    region = np.full(len(points), -1, dtype=np.intp)
+    n_regions = 0
+    for place, point in enumerate(points):
+        if region[place] >= 0:
+            continue
+        near = np.asarray(tree.query_ball_point(point, radius), dtype=np.intp)
+        region[near[region[near] < 0]] = n_regions
+        region[place] = n_regions
+        n_regions += 1
+    return region
+
+
 def _choose_eps(above: float, below: float) -> float:
     """A radius between two neighbouring values of e(i); any beyond the last where nothing, or everything, is noise."""
     if np.isinf(above):

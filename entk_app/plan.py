@@ -33,20 +33,23 @@ def describe_plan(settings: Settings, resource: Resource, machine: Machine, layo
         "placement  " + " ".join(f"{title:>{width}}" for title, width in _COLUMNS),
     ]
     examples = _example_tasks(settings, machine, layout)
-    n_models = len(settings.train.latent_dims)
+    n_models = len(settings.train.latent_dims) if settings.learns else 0
     rows: list[tuple[str, int, list[int], str]] = [
         ("simulate", slots.simulate, [machine.simulation_cores(i) for i in range(slots.simulate)], "a simulation"),
         ("train", min(slots.learn, n_models), [machine.training_cores(i) for i in range(slots.learn)], "a latent size"),
-        ("analyse", 1, [machine.analysis_cores], "an iteration"),
+        ("analyse", int(not settings.is_control), [machine.analysis_cores], "an iteration"),
     ]
     if slots.total > slots.simulate:
         first = [machine.simulation_cores(i) for i in range(slots.total)]
         rows.insert(0, ("simulate", slots.total, first, "a simulation, iteration 1"))
     for kind, count, cores, what in rows:
+        if not count:
+            continue
         values = (kind, str(count), _range(cores), str(sum(cores)), str(machine.gpus_per_task))
         padded = " ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _COLUMNS, strict=True))
         lines.append(f"           {padded}  each {what}")
-    for task in examples:
+    kinds = {kind for kind, count, *_ in rows if count}
+    for task in (task for task in examples if task.kind in kinds):
         lines += _describe_task(task, settings, resource, layout)
     return lines
 

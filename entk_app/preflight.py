@@ -68,6 +68,8 @@ class Size(Record):
     ----------
     n_iterations, n_segments, n_frames : int
         At most.
+    n_trainings : int
+        Iterations in which models train, as far as the growth of the frames decides.
     frames_per_segment : int
     limit : str
         Which setting bounds it.
@@ -78,6 +80,7 @@ class Size(Record):
     """
 
     n_iterations: int
+    n_trainings: int
     n_segments: int
     n_frames: int
     frames_per_segment: int
@@ -232,15 +235,15 @@ def check_room(layout: RunLayout, settings: Settings, slots: Slots, system: Syst
     return None
 
 
-def note_friction(settings: Settings) -> str | None:
+def note_friction(settings: Settings) -> list[str]:
     """What to say of a friction that stands for water, where water is simulated."""
     friction = settings.simulate.friction_per_ps
     if settings.system.solvent != "explicit" or friction <= _FRICTION_IN_WATER:
-        return None
-    return (
+        return []
+    return [
         f"simulate.friction_per_ps = {friction:g} stands for water, which system.solvent = 'explicit' simulates: 1 is "
         "usual there, more slows the protein down"
-    )
+    ]
 
 
 def say_remedy(layout: RunLayout) -> str:
@@ -319,33 +322,65 @@ def compute_size(
     encoded = sum(dims) if chosen == "all" else max(dims) if chosen == "best" else chosen
     n_encoders = len(dims) if chosen == "all" else 1
     models = sum(4 * count + _MODEL_OVERHEAD for count in n_parameters)
-    n_tasks_learn = len(dims) + 1
+    if not settings.learns:
+        encoded = n_encoders = models = 0
+        dims = ()
 
     latent = 4 * frames * encoded + n_encoders * _EMBEDDING_OVERHEAD
-    learning = models + n_tasks_learn * _RADICAL_TASK
+    training = models + len(dims) * _RADICAL_TASK
+    analysis = 0 if settings.is_control else _RADICAL_TASK
 
     before = first * slots.total
     beside = slots.simulate if slots.is_split else 0
     first_segments = before + beside
-    # Every iteration encodes all segments that there are.
-    encoded_segments = n_iterations * first_segments + slots.simulate * n_iterations * (n_iterations - 1) // 2
+    n_trainings, encoded_segments = count_trainings(settings, first_segments, slots.simulate, n_iterations)
     fixed = _RADICAL + 4 * n_atoms * _PDB_LINE
     n_frames = n_segments * frames
     return Size(
         n_iterations=n_iterations,
+        n_trainings=n_trainings,
         n_segments=n_segments,
         n_frames=n_frames,
         frames_per_segment=frames,
         limit=limit,
         segment_bytes=segment,
-        iteration_bytes=fixed + first_segments * (segment + _RADICAL_TASK) + learning + first_segments * latent,
+        iteration_bytes=fixed
+        + first_segments * (segment + _RADICAL_TASK + latent)
+        + training
+        + analysis,
         total_bytes=fixed
         + n_segments * (segment + _RADICAL_TASK)
-        + n_iterations * learning
+        + n_trainings * training
+        + n_iterations * analysis
         + encoded_segments * latent,
         training_memory=_training_memory(settings, n_residues, n_frames, n_parameters),
         analysis_memory=_analysis_memory(settings, n_residues, n_frames),
     )
+
+
+def count_trainings(settings: Settings, first: int, more: int, n_iterations: int) -> tuple[int, int]:
+    """Iterations in which models train, as far as the growth of the frames decides, and segments that they encode.
+
+    Parameters
+    ----------
+    settings : Settings
+    first, more : int
+        Segments in the first iteration of learning, and those that each further one adds.
+    n_iterations : int
+    """
+    if not settings.learns:
+        return 0, 0
+    if settings.train.retrain == "always":
+        # Each model encodes all segments that there are.
+        return n_iterations, n_iterations * first + more * n_iterations * (n_iterations - 1) // 2
+    n_trainings, encoded, iteration, known = 0, 0, 1, first
+    while iteration <= n_iterations:
+        grown = math.ceil((settings.train.retrain_growth * known - first) / more)
+        following = 1 + max(iteration, grown)
+        # Its models encode what comes until the next training.
+        encoded += first + more * (min(following, n_iterations + 1) - 2)
+        n_trainings, iteration, known = n_trainings + 1, following, first + more * (following - 1)
+    return n_trainings, encoded
 
 
 def _training_memory(settings: Settings, n_residues: int, n_frames: int, n_parameters: tuple[int, ...]) -> int:
@@ -401,7 +436,9 @@ def compute_times(
     if settings.simulate.segment_ns is not None and speed is not None:
         segment = settings.simulate.segment_ns / speed.ns_per_day * 1440.0
     learn = None
-    if training is not None and size is not None:
+    if not settings.learns:
+        learn = 0.0
+    elif training is not None and size is not None:
         frames = count_training_frames(settings, size.n_frames)
         turns = math.ceil(len(settings.train.latent_dims) / slots.learn)
         learn = turns * settings.train.epochs * frames * training.seconds_per_frame / 60.0
@@ -413,7 +450,8 @@ def compute_times(
         n_in_walltime = int(walltime_min / iteration) if iteration else None
         # Without learning: all stages before the split, all but the first where stages take turns.
         n_before = count_rounds(settings, slots, size.frames_per_segment)[0] - (not slots.is_split)
-        hours = (n_before * (segment or 0.0) + size.n_iterations * iteration) / 60.0
+        n_without = size.n_iterations - size.n_trainings
+        hours = ((n_before + n_without) * (segment or 0.0) + size.n_trainings * iteration) / 60.0
         gpu_hours = hours * gpus if gpus else None
     return Times(
         segment=segment,
@@ -424,6 +462,19 @@ def compute_times(
         campaign_hours=hours,
         gpu_hours=gpu_hours,
     )
+
+
+def note_steering(settings: Settings, has_native: bool) -> list[str]:
+    """What of the way a campaign is steered its user may not expect."""
+    notes = []
+    method = settings.steering.method
+    if not has_native:
+        ranked = "; restarts are ranked by novelty" if settings.learns else ""
+        notes.append(f"no native structure: no RMSD and no target{ranked}")
+    if method != "cvae":
+        what = "no learning, no restarts: the control" if method == "none" else "restarts without learning"
+        notes.append(f"steering.method = {method}: {what}")
+    return notes
 
 
 def say_bytes(count: float) -> str:

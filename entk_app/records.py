@@ -224,21 +224,53 @@ class SegmentKey(Record):
     n_frames: int
 
 
+class ModelRef(Record):
+    """A model by the iteration that trained it and its latent size."""
+
+    iteration: int
+    latent_dim: int
+
+
 class TrainTask(Record):
-    """The order to a train task: one latent size on these segments."""
+    """The order to a train task: one latent size on these segments.
+
+    Attributes
+    ----------
+    segments : tuple of SegmentKey
+        All there are; what it trains on is chosen among them.
+    previous : ModelRef or None
+        The model before this one: segments that it was not trained on are new, and its weights are the start where
+        ``train.warm_start`` says so.
+    rare : tuple of FrameRef
+        Outliers of the newest analysis.
+    """
 
     iteration: int
     latent_dim: int
     seed: int
     segments: tuple[SegmentKey, ...]
     encode_all: bool
+    previous: ModelRef | None = None
+    rare: tuple[FrameRef, ...] = ()
     cores: int
     gpus: int
     allow_cpu: bool = False
 
 
 class ModelRecord(Record):
-    """A trained model and how well it reconstructs frames that it was not trained on."""
+    """A trained model and how well it reconstructs frames that it was not trained on.
+
+    Attributes
+    ----------
+    n_frames : int or None
+        Frames of all segments there were; it was trained on a choice of them.
+    block_frames : int or None
+        Frames of a block, of which some are held out from all models.
+    warm_start : ModelRef or None
+        Whose weights it began with.
+    held_out_standard_error : float or None
+        Of ``held_out_reconstruction``, by blocks; None where there are fewer than two.
+    """
 
     iteration: int
     latent_dim: int
@@ -247,10 +279,14 @@ class ModelRecord(Record):
     n_parameters: int
     n_train_frames: int
     n_held_out_frames: int
+    n_frames: int | None = None
+    block_frames: int | None = None
+    warm_start: ModelRef | None = None
     batch_size: int
     epochs: int
     best_epoch: int
     held_out_reconstruction: float
+    held_out_standard_error: float | None = None
     held_out_loss: float
     train_loss: float
     seconds_load: float
@@ -266,15 +302,11 @@ class ModelRecord(Record):
     files: Digests = Field(default_factory=dict)
 
 
-class ModelRef(Record):
-    """A model by the iteration that trained it and its latent size."""
-
-    iteration: int
-    latent_dim: int
-
-
 class AnalyseTask(Record):
-    """The order to an analyse task; ``min_rmsd_angstrom`` is the lowest of the segments, by their records."""
+    """The order to an analyse task; ``min_rmsd_angstrom`` is the lowest of the segments, by their records.
+
+    Without models, frames are chosen as ``steering.method`` says.
+    """
 
     iteration: int
     models: tuple[ModelRef, ...]
@@ -285,6 +317,24 @@ class AnalyseTask(Record):
     allow_cpu: bool = False
 
 
+class NewFrames(Record):
+    """How a model reconstructs the frames that it has just met for the first time.
+
+    Attributes
+    ----------
+    n_frames : int
+    reconstruction : float
+        Mean loss, nats a frame.
+    standard_error : float or None
+        By blocks of frames that followed one another; None where there are fewer than two.
+    """
+
+    n_frames: int
+    n_blocks: int
+    reconstruction: float
+    standard_error: float | None
+
+
 class ModelOutliers(Record):
     """What one model found: DBSCAN with this eps has this noise set."""
 
@@ -293,6 +343,7 @@ class ModelOutliers(Record):
     min_samples: int
     n_frames: int
     n_outliers: int
+    new_frames: NewFrames | None = None
 
 
 class Finding(Record):
@@ -308,23 +359,30 @@ class Finding(Record):
 
 
 class Outlier(Record):
-    """A frame that at least one model holds for an outlier."""
+    """A frame that at least one model holds for an outlier, or that stands for one where nothing is learned.
+
+    Attributes
+    ----------
+    region : int or None
+        Outliers of the same number lie near one another in the latent space of the best model.
+    """
 
     frame: FrameRef
     rmsd_angstrom: float | None
     found_by: tuple[Finding, ...]
+    region: int | None = None
 
     @property
     def isolation(self) -> float:
         """Distance over eps, the largest of the models: comparable between latent spaces."""
-        return max(finding.isolation for finding in self.found_by)
+        return max((finding.isolation for finding in self.found_by), default=0.0)
 
 
 class AnalysisRecord(Record):
-    """The outliers of an iteration, lowest RMSD first."""
+    """The outliers of an iteration, lowest RMSD first; ``best_model`` is None where nothing is learned."""
 
     iteration: int
-    best_model: ModelRef
+    best_model: ModelRef | None
     models: tuple[ModelOutliers, ...]
     outliers: tuple[Outlier, ...]
     n_frames: int
@@ -391,11 +449,15 @@ class Action(Record):
 
 
 class Decision(Record):
-    """One turn of the campaign: what is run next, for which reason."""
+    """One turn of the campaign: what is run next, for which reason.
+
+    ``train``: whether an iteration that learns trains models, or goes on with those that there are.
+    """
 
     index: int
     iteration: int
     next: Literal["simulate", "learn", "simulate+learn", "stop"]
+    train: bool = True
     reason: str
     stop_reason: str | None = None
     actions: tuple[Action, ...] = ()

@@ -61,6 +61,8 @@ class Results:
         By id.
     models : dict
         The newest good model of each latent size.
+    newest : AnalysisRecord or None
+        The newest analysis.
     n_decisions : int
         So many decisions were taken: what is set aside from now on was known to them.
     """
@@ -69,6 +71,7 @@ class Results:
     latent_dims: Sequence[int]
     simulations: dict[int, SimulationHistory] = field(default_factory=dict)
     models: dict[int, ModelRecord] = field(default_factory=dict)
+    newest: AnalysisRecord | None = None
     n_decisions: int = 0
     _outliers: set[FrameRef] = field(default_factory=set)
 
@@ -196,7 +199,10 @@ class Results:
             raise
         self._outliers.update(outlier.frame for outlier in analysis.outliers)
         present = tuple(outlier for outlier in analysis.outliers if self.has(outlier.frame))
-        return analysis.model_copy(update={"outliers": present})
+        analysis = analysis.model_copy(update={"outliers": present})
+        if self.newest is None or self.newest.iteration <= analysis.iteration:
+            self.newest = analysis
+        return analysis
 
     def _check_system(self) -> None:
         record = read_record(SystemRecord, self.layout.system_record)

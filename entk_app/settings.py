@@ -168,8 +168,29 @@ class TrainSettings(_Group):
         100, ge=1, description="consecutive frames of a block: neighbours in time are correlated and stay together"
     )
     max_frames: int | None = Field(
-        200_000, ge=10, description="train on a random, seeded choice of blocks of at most so many frames; null: all"
+        200_000,
+        ge=10,
+        description="train on at most so many frames, in whole blocks: a third of new ones, a third around outliers, "
+        "the rest at random from older ones; null: all",
     )
+    retrain: Literal["rule", "always"] = Field(
+        "rule",
+        description="train in an iteration when the rule of the next two keys says so, or always; otherwise the models "
+        "go on serving",
+    )
+    retrain_growth: float = Field(
+        1.5,
+        ge=1.01,
+        le=1e6,
+        description="retrain once there are so many times the frames that the models were trained on",
+    )
+    retrain_drift: float = Field(
+        0.25,
+        gt=0,
+        le=1e6,
+        description="or when new frames are reconstructed worse than held-out ones by this share, beyond doubt",
+    )
+    warm_start: bool = Field(True, description="a model goes on from the weights of the one before it")
 
     @field_validator("latent_dims")
     @classmethod
@@ -194,9 +215,19 @@ class AnalyseSettings(_Group):
 class SteeringSettings(_Group):
     """Which simulations go on, end, or start from an outlier."""
 
+    method: Literal["cvae", "rmsd-only", "random", "none"] = Field(
+        "cvae",
+        description="what stands for an outlier: cvae (noise of DBSCAN in the latent space), rmsd-only (the frames of "
+        "lowest RMSD, no learning), random (frames at random, no learning); none: independent simulations, the control",
+    )
     ranking: Literal["rmsd", "mix", "novelty"] = Field(
         "rmsd",
         description="restart from the lowest RMSD; mix (of 4: 2 lowest, 1 random, 1 highest); novelty (most isolated)",
+    )
+    one_per_region: bool = Field(
+        False,
+        description="restarts come from different regions of the latent space, the least used first, before a region "
+        "gives another; false: wherever the ranking says (the paper's)",
     )
     initial_frames: int = Field(
         0, ge=0, description="all slots simulate, without learning, until so many frames exist (the paper's 100,000)"
@@ -373,6 +404,16 @@ class Settings(_Group):
                 f"system.solvent = 'explicit': the model '{system.model}' has no solvent; set system.model = 'all-atom'"
             )
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether models are trained."""
+        return self.steering.method == "cvae"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether simulations are left to themselves: nothing is learned, none is purged or restarted."""
+        return self.steering.method == "none"
 
     @property
     def steps_per_frame(self) -> int:

@@ -15,7 +15,7 @@ from entk_app.records import Decision, FrameRef, ModelRecord, ModelRef, Record, 
 from entk_app.run_folder import CUT_OFF
 from entk_app.run_reader import RunReader, RunState
 from entk_app.settings import Settings
-from entk_app.steering import SimulationHistory, find_last_outlier
+from entk_app.steering import SimulationHistory, asks_for_training, find_last_outlier
 
 State = Literal["starting", "running", "ending", "ended", "dead"]
 Stage = Literal["simulate", "train", "simulate+train", "analyse", "simulate+analyse", "none"]
@@ -65,7 +65,7 @@ class AnalysisStatus(Record):
     iteration: int
     n_frames: int
     n_outliers: int
-    best_model: ModelRef
+    best_model: ModelRef | None
 
 
 class IterationStatus(Record):
@@ -276,14 +276,16 @@ def _find_stage(run: RunState) -> _StageCount:
     going = run.going
     if going is None:
         return _StageCount("none")
-    iteration, wanted = going.iteration, set(run.settings.train.latent_dims)
+    iteration = going.iteration
+    trains = run.settings.learns and asks_for_training(run.decisions, iteration)
+    wanted = set(run.settings.train.latent_dims) if trains else set()
     if run.settings.coupling == "concurrent":
         return _find_concurrent_stage(run, going, wanted)
     if going.next != "simulate" and iteration in run.to_analyse:
         return _StageCount("analyse", int(iteration in run.analysed), 1)
     alive = [simulation for simulation in run.simulations.values() if simulation.alive]
     n_simulated = sum(_is_done(simulation, going) for simulation in alive)
-    if going.next == "simulate":
+    if going.next == "simulate" or (not trains and going.next == "simulate+learn"):
         return _StageCount("simulate", n_simulated, len(alive))
     n_trained = len(run.trained.get(iteration, set()) & wanted)
     if going.next == "learn":
@@ -296,6 +298,8 @@ def _find_concurrent_stage(run: RunState, going: Decision, wanted: set[int]) -> 
     if going.next == "simulate":
         alive = [simulation for simulation in run.simulations.values() if simulation.alive]
         return _StageCount("simulate", sum(bool(simulation.segments) for simulation in alive), len(alive))
+    if not wanted and going.iteration not in run.to_analyse:
+        return _StageCount("simulate")
     if going.iteration in run.to_analyse:
         return _StageCount("simulate+analyse", int(going.iteration in run.analysed), 1)
     return _StageCount("simulate+train", len(run.trained.get(going.iteration, set()) & wanted), len(wanted))
@@ -320,7 +324,7 @@ def _describe_activity(run: RunState, state: State, stage: _StageCount) -> str:
     if state != "running":
         return ""
     if run.settings.coupling == "concurrent" and stage.kind == "simulate":
-        return "simulates the initial frames"
+        return "simulates" if run.analysed or run.settings.is_control else "simulates the initial frames"
     if stage.n_done == stage.n_tasks:
         return f"{stage.kind} is done, deciding"
     if stage.kind.endswith("analyse"):

@@ -7,6 +7,7 @@ The rules are those of Ma et al. 2019 (section 2.2): a simulation with at least 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -90,7 +91,10 @@ class SimulationHistory:
 
 @dataclass(frozen=True)
 class History:
-    """All that a decision may depend on."""
+    """All that a decision may depend on.
+
+    ``training`` says why models are to be trained next; None where those that there are go on serving.
+    """
 
     iteration: int
     simulations: tuple[SimulationHistory, ...]
@@ -99,6 +103,7 @@ class History:
     seconds_left: float = float("inf")
     seconds_needed: float = 0.0
     limit: Literal["walltime", "budget"] = "walltime"
+    training: str | None = "train the models"
 
     @property
     def alive(self) -> tuple[SimulationHistory, ...]:
@@ -146,25 +151,15 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
         reason = f"every simulation failed {MAX_FAILURES} times in a row; the last: {history.alive[-1].failure}"
         return decide_stop(history, "failed", reason)
     ended, going_on = _end_failed(history.alive)
+    if settings.is_control:
+        return _decide_control(history, settings, slots, ended, going_on)
     wanted = settings.steering.initial_frames
     if 0 < history.n_frames < wanted or not history.n_frames:
         reason = f"{history.n_frames} of {wanted or 1} initial frames: simulate on before learning"
-        first_id = _next_id(history)
-        renewed = tuple(
-            Action(
-                kind="start",
-                simulation=first_id + number,
-                reason=f"in place of simulation {action.simulation}, from the initial structure",
-            )
-            for number, action in enumerate(ended)
-        )
-        # A campaign that goes on with a larger pilot.
-        n_more = max(0, slots.total - len(going_on) - len(renewed))
-        more = _fill_slots(n_more, (), first_id + len(renewed))
-        actions = (*ended, *(_continue(s, "initial phase") for s in going_on), *renewed, *more)
-        return _decision(history, "simulate", reason, actions)
+        stays = tuple(_continue(s, "initial phase") for s in going_on)
+        return _decision(history, "simulate", reason, (*ended, *stays, *_renew(history, ended, going_on, slots.total)))
     if not slots.is_split:
-        return _decision(history, "learn", "train the models and look for outliers", ended)
+        return _learn(history, settings, "learn", "look for outliers", ended)
     # The slots that learning takes from the initial phase.
     by_staleness = sorted(going_on, key=lambda s: _staleness(s, None), reverse=True)
     released = by_staleness[: max(0, len(going_on) - slots.simulate)]
@@ -174,8 +169,69 @@ def decide_after_simulate(history: History, settings: Settings, slots: Slots) ->
         *(_continue(s, "simulates on beside the first training") for s in going_on if s not in released),
         *_fill_slots(slots.simulate - len(going_on), (), _next_id(history)),
     )
-    reason = f"the models train on {slots.learn} slots, {slots.simulate} simulations go on beside them"
-    return _decision(history, "simulate+learn", reason, actions, iteration=history.iteration + 1)
+    reason = f"{slots.simulate} simulations go on, learning has {slots.learn} slots"
+    return _learn(history, settings, "simulate+learn", reason, actions, history.iteration + 1)
+
+
+def _decide_control(
+    history: History,
+    settings: Settings,
+    slots: Slots,
+    ended: Sequence[Action],
+    going_on: Sequence[SimulationHistory],
+) -> Decision:
+    """Independent simulations: each goes on, whatever it found; one that keeps failing starts anew."""
+    if history.iteration >= settings.stop.max_iterations:
+        reason = f"{history.iteration} iterations done, stop.max_iterations reached"
+        return decide_stop(history, "max_iterations", reason)
+    # A campaign that goes on with a smaller pilot.
+    released = tuple(
+        Action(kind="end", simulation=s.simulation, reason=f"this pilot has slots for {slots.total} simulations")
+        for s in going_on[slots.total :]
+    )
+    stays = tuple(_continue(s, "independent of the others (steering.method = none)") for s in going_on[: slots.total])
+    actions = (*ended, *released, *stays, *_renew(history, ended, going_on, slots.total))
+    return _decision(history, "simulate", f"{len(stays)} go on", actions, iteration=history.iteration + 1)
+
+
+def _renew(
+    history: History, ended: Sequence[Action], going_on: Sequence[SimulationHistory], n_slots: int
+) -> tuple[Action, ...]:
+    """Simulations from the initial structure in place of those that failed, and in slots that are free."""
+    first_id = _next_id(history)
+    renewed = tuple(
+        Action(
+            kind="start",
+            simulation=first_id + number,
+            reason=f"in place of simulation {action.simulation}, from the initial structure",
+        )
+        for number, action in enumerate(ended)
+    )
+    # A campaign that goes on with a larger pilot.
+    n_more = max(0, n_slots - len(going_on) - len(renewed))
+    return (*renewed, *_fill_slots(n_more, (), first_id + len(renewed)))
+
+
+def asks_for_training(decisions: Iterable[Decision], iteration: int) -> bool:
+    """Whether models train in an iteration, as the decision that its learning began with says."""
+    began = next((d for d in decisions if d.iteration == iteration and "learn" in d.next), None)
+    return began is not None and began.train
+
+
+def _learn(
+    history: History,
+    settings: Settings,
+    following: str,
+    reason: str,
+    actions: Sequence[Action],
+    iteration: int | None = None,
+) -> Decision:
+    """A decision that frames are analysed, and before it models trained where there is a reason to."""
+    if settings.learns:
+        how = "the models go on serving" if history.training is None else f"models train: {history.training}"
+        reason = f"{reason}; {how}"
+    decision = _decision(history, following, reason, actions, iteration)
+    return decision.model_copy(update={"train": history.training is not None})
 
 
 def decide_after_analysis(
@@ -230,8 +286,10 @@ def decide_after_analysis(
     n_restarts = sum(action.kind == "restart" for action in starts)
     reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
     actions = (*ended, *leaving, *stays, *starts)
-    following = "simulate+learn" if slots.is_split else "simulate"
-    decision = _decision(history, following, reason, actions, iteration=history.iteration + 1)
+    if slots.is_split:
+        decision = _learn(history, settings, "simulate+learn", reason, actions, history.iteration + 1)
+    else:
+        decision = _decision(history, "simulate", reason, actions, history.iteration + 1)
     return decision.model_copy(update={"n_outliers": n_outliers})
 
 
@@ -336,11 +394,41 @@ def rank_restarts(outliers: Iterable[Outlier], history: History, settings: Setti
     """The outliers that a simulation may start from, in the order in which they are taken.
 
     A frame that was a start before, and the first frame of a simulation, are left out. The same order for
-    the same seed and iteration.
+    the same seed and iteration. With ``one_per_region`` outliers near one another take turns with the others.
     """
-    usable = [o for o in outliers if o.frame.key not in history.used and not (o.frame.segment == 0 == o.frame.frame)]
+    found = list(outliers)
+    usable = [o for o in found if o.frame.key not in history.used and not (o.frame.segment == 0 == o.frame.frame)]
+    ranked = _order_by_ranking(usable, history, settings)
+    if not settings.steering.one_per_region:
+        return ranked
+    return spread_regions(ranked, [o.region for o in found if o.frame.key in history.used])
+
+
+def spread_regions(ranked: Sequence[Outlier], used: Iterable[int | None]) -> list[Outlier]:
+    """Outliers of the least used regions first: the best of each, then the second of each, and so on.
+
+    Parameters
+    ----------
+    ranked : sequence of Outlier
+        Best first; those without a region are each of their own.
+    used : iterable of int or None
+        Regions of the outliers that were starts before.
+    """
+    counts = Counter(used)
+    turns = []
+    for place, outlier in enumerate(ranked):
+        turn = 0 if outlier.region is None else counts[outlier.region]
+        counts[outlier.region] += 1
+        turns.append((turn, place))
+    return [ranked[place] for _, place in sorted(turns)]
+
+
+def _order_by_ranking(usable: Sequence[Outlier], history: History, settings: Settings) -> list[Outlier]:
     by_rmsd = list(order_by_rmsd(usable))
     ranking = settings.steering.ranking
+    if settings.steering.method == "random":
+        generator = np.random.default_rng([settings.seed, history.iteration, 0x72616E6B])
+        return [by_rmsd[place] for place in generator.permutation(len(by_rmsd))]
     if ranking == "novelty" or any(o.rmsd_angstrom is None for o in usable):
         return sorted(usable, key=lambda o: (-o.isolation, o.frame.key))
     if ranking == "rmsd":

@@ -1,4 +1,4 @@
-"""The CVAE: what it reads, learns, keeps, and how held-out blocks are chosen."""
+"""The CVAE: what it reads, learns and keeps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from entk_app import cvae, geometry
-from entk_app.errors import DataError, DeviceError, Interrupted
+from entk_app.errors import DeviceError, Interrupted
+from entk_app.records import SegmentKey
 from entk_app.settings import TrainSettings
+from entk_app.training_set import choose_training_set
 
 N_RESIDUES = 13
 
@@ -29,6 +31,12 @@ def two_state_maps(n_frames, seed=0):
 
 def settings(**values):
     return TrainSettings(**{"epochs": 8, "block_frames": 10, "patience": None, **values})
+
+
+def split(lengths):
+    segments = [SegmentKey(simulation=n, segment=0, n_frames=length) for n, length in enumerate(lengths)]
+    chosen = choose_training_set(segments, settings(), 1, np.random.default_rng(0))
+    return chosen.train, chosen.held_out
 
 
 @pytest.mark.parametrize("architecture", ["fast", "paper"])
@@ -59,7 +67,7 @@ def test_unpacking_on_the_device_equals_numpy():
 def test_training_learns_to_tell_states_apart_and_keeps_its_best_epoch():
     cvae.configure(1, seed=3)
     packed, which = two_state_maps(600)
-    train, held_out = cvae.split_blocks(np.array([300, 300]), settings(), np.random.default_rng(0))
+    train, held_out = split([300, 300])
     training = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(), 3)
     first, best = training.history[0], training.best
     assert best.held_out_reconstruction < 0.6 * first.held_out_reconstruction
@@ -75,7 +83,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch():
 
     cvae.configure(1, seed=5)
     packed, _ = two_state_maps(120)
-    train, held_out = cvae.split_blocks(np.array([120]), settings(), np.random.default_rng(0))
+    train, held_out = split([120])
     training = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(epochs=12), 3)
     maps = cvae.make_unpacker(N_RESIDUES)(packed[held_out])
     mean, log_variance = training.model.encoder(maps)
@@ -94,7 +102,7 @@ def test_the_same_seed_gives_the_same_losses():
     for _ in range(2):
         cvae.configure(1, seed=11)
         packed, _ = two_state_maps(100)
-        train, held_out = cvae.split_blocks(np.array([100]), settings(), np.random.default_rng(0))
+        train, held_out = split([100])
         training = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(epochs=2), 3)
         losses.append([epoch.held_out_loss for epoch in training.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -103,7 +111,7 @@ def test_the_same_seed_gives_the_same_losses():
 def test_patience_stops_training_early():
     cvae.configure(1, seed=2)
     packed, _ = two_state_maps(60)
-    train, held_out = cvae.split_blocks(np.array([60]), settings(), np.random.default_rng(0))
+    train, held_out = split([60])
     training = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(epochs=200, patience=2, batch_size=4), 3)
     assert len(training.history) < 200
     assert len(training.history) - training.best.epoch == 2
@@ -111,9 +119,31 @@ def test_patience_stops_training_early():
 
 def test_training_can_be_asked_to_stop():
     packed, _ = two_state_maps(60)
-    train, held_out = cvae.split_blocks(np.array([60]), settings(), np.random.default_rng(0))
+    train, held_out = split([60])
     with pytest.raises(Interrupted):
         cvae.train_model(packed, N_RESIDUES, train, held_out, settings(), 3, should_stop=lambda: True)
+
+
+def test_a_warm_start_begins_where_the_model_before_ended():
+    cvae.configure(1, seed=3)
+    packed, _ = two_state_maps(200)
+    train, held_out = split([200])
+    first = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(), 3)
+    cold = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(epochs=1), 3)
+    warm = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(epochs=1), 3, start=first.model)
+    assert warm.best.held_out_loss < 0.5 * (first.best.held_out_loss + cold.best.held_out_loss)
+
+
+def test_the_reconstruction_of_single_frames_is_that_of_the_training(tmp_path):
+    cvae.configure(1, seed=3)
+    packed, _ = two_state_maps(120)
+    train, held_out = split([120])
+    training = cvae.train_model(packed, N_RESIDUES, train, held_out, settings(epochs=2), 3)
+    cvae.save_model(training.model, tmp_path / "encoder.keras", tmp_path / "decoder.keras")
+    loaded = cvae.load_model(tmp_path / "encoder.keras", tmp_path / "decoder.keras")
+    losses = cvae.compute_reconstruction(loaded, packed[held_out], N_RESIDUES)
+    assert losses.shape == (len(held_out),)
+    assert losses.mean() == pytest.approx(training.best.held_out_reconstruction, rel=1e-4)
 
 
 def test_a_saved_encoder_gives_the_same_latent_coordinates(tmp_path):
@@ -124,34 +154,6 @@ def test_a_saved_encoder_gives_the_same_latent_coordinates(tmp_path):
     np.testing.assert_allclose(
         cvae.encode(loaded, packed, N_RESIDUES), cvae.encode(model.encoder, packed, N_RESIDUES), atol=1e-6
     )
-
-
-@pytest.mark.parametrize("lengths", [[1000], [300, 17, 683], [40, 40, 40], [3, 2]])
-def test_held_out_blocks_are_whole_and_within_one_segment(lengths):
-    chosen = settings(block_frames=20)
-    train, held_out = cvae.split_blocks(np.array(lengths), chosen, np.random.default_rng(4))
-    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(sum(lengths)))
-    size = max(1, min(20, sum(lengths) // 5))
-    starts = np.cumsum([0, *lengths])
-    blocks = {}
-    for row in range(sum(lengths)):
-        segment = int(np.searchsorted(starts, row, side="right")) - 1
-        blocks.setdefault((segment, (row - starts[segment]) // size), []).append(row)
-    held = set(held_out.tolist())
-    assert all(set(rows) <= held or not set(rows) & held for rows in blocks.values())
-    assert len(held_out) > 0
-    assert len(train) > 0
-
-
-def test_max_frames_bounds_the_training_set():
-    chosen = settings(block_frames=50, max_frames=500)
-    train, held_out = cvae.split_blocks(np.array([4000, 4000]), chosen, np.random.default_rng(4))
-    assert len(train) + len(held_out) == 500
-
-
-def test_one_frame_is_too_few():
-    with pytest.raises(DataError, match="1 frames are too few"):
-        cvae.split_blocks(np.array([1]), settings(), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_check_says_what_it_is_and_that_friction_is_not_waters(helix, tmp_path, 
     told = capsys.readouterr().out
     assert "mine, all-atom in explicit solvent, 8 residues" in told
     assert "simulate.friction_per_ps = 91 stands for water" in told
-    assert note_friction(explicit_settings()) is None
+    assert note_friction(explicit_settings()) == []
 
 
 # Structures that bring their water.

@@ -15,10 +15,11 @@ from entk_app.check import check_campaign, render_report
 from entk_app.layout import RunLayout
 from entk_app.preflight import Size, Speed, TrainingSpeed, compute_size, compute_times
 from entk_app.probe import ProbeError, ProbeTask, run_probe
-from entk_app.records import SegmentRecord, SystemRecord, read_record
+from entk_app.records import SegmentKey, SegmentRecord, SystemRecord, read_record
 from entk_app.resources import config_folders
 from entk_app.settings import build_settings, read_preset
 from entk_app.steering import Slots
+from entk_app.training_set import choose_training_set
 
 SYSTEM = SystemRecord(
     name="x", model="all-atom", sequence="A" * 28, n_atoms=504, n_residues=28, ca_indices=(), has_native=True,
@@ -111,7 +112,7 @@ def test_absurd_limits_are_computed_at_once():
     endless = build_settings(
         read_preset("bba")[1], assignments=["stop.max_iterations=1000000000000000", "stop.max_time_us=1e15"]
     )
-    assert compute_size(endless, Slots(16, 12, 4), SYSTEM, 500).total_bytes > 1e24
+    assert compute_size(endless, Slots(16, 12, 4), SYSTEM, 500).total_bytes > 1e22
 
 
 def test_what_is_known_of_training_is_what_training_does():
@@ -120,8 +121,28 @@ def test_what_is_known_of_training_is_what_training_does():
             settings = build_settings(read_preset(name)[1])
             assert preflight.choose_batch(settings, n_frames) == cvae.choose_batch_size(settings.train, n_frames)
     settings = build_settings(read_preset("bba")[1])
-    trained, _ = cvae.split_blocks(np.full(300, 500), settings.train, np.random.default_rng(1))
-    assert len(trained) == preflight.count_training_frames(settings, 150_000)
+    segments = [SegmentKey(simulation=n, segment=0, n_frames=500) for n in range(300)]
+    chosen = choose_training_set(segments, settings.train, 1, np.random.default_rng(1))
+    # Each block of 100 frames is held out by a draw of its own.
+    assert len(chosen.train) == pytest.approx(preflight.count_training_frames(settings, 150_000), rel=0.05)
+
+
+@pytest.mark.parametrize(("growth", "n_iterations"), [(1.5, 1), (1.5, 37), (1.1, 90), (3.0, 90), (1.01, 12)])
+def test_trainings_are_counted_as_the_rule_orders_them(growth, n_iterations):
+    settings = build_settings(read_preset("bba")[1], assignments=[f"train.retrain_growth={growth}"])
+    first, more = 220, 12
+    known, n_trainings, encoded = 0, 0, 0
+    for iteration in range(n_iterations):
+        n_segments = first + more * iteration
+        if n_segments >= growth * known:
+            known, n_trainings = n_segments, n_trainings + 1
+            encoded += n_segments
+        elif iteration:
+            encoded += more
+    assert preflight.count_trainings(settings, first, more, n_iterations) == (n_trainings, encoded)
+    always = settings.model_copy(update={"train": settings.train.model_copy(update={"retrain": "always"})})
+    total = sum(first + more * iteration for iteration in range(n_iterations))
+    assert preflight.count_trainings(always, first, more, n_iterations) == (n_iterations, total)
 
 
 def test_memory_grows_with_the_frames_that_are_held():

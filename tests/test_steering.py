@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import tiny_settings
 
@@ -265,3 +267,58 @@ def test_a_simulation_that_failed_once_is_tried_again_and_twice_is_ended():
 def test_a_failed_analysis_lets_simulations_go_on():
     past = History(iteration=1, simulations=(simulation(0, 500), simulation(1, 500)))
     assert kinds(steering.decide_after_analysis(past, None, settings(), SLOTS)) == {0: "continue", 1: "continue"}
+
+
+def in_region(number, region, rmsd):
+    return outlier(0, 0, number, rmsd).model_copy(update={"region": region})
+
+
+def test_restarts_come_from_different_regions_before_one_gives_another():
+    history = History(iteration=3, simulations=(simulation(0, 90),))
+    # By RMSD: three beside one another, then one of another region, then one that is in none.
+    beside = [in_region(number, 7, 1.0 + 0.1 * number) for number in (1, 2, 3)]
+    found = [*beside, in_region(4, 2, 3.0), outlier(0, 0, 5, 4.0)]
+    frames = [o.frame.frame for o in steering.rank_restarts(found, history, settings())]
+    assert frames == [1, 2, 3, 4, 5]
+    apart = settings("steering.one_per_region=true")
+    assert [o.frame.frame for o in steering.rank_restarts(found, history, apart)] == [1, 4, 5, 2, 3]
+    # A region that has been used is behind those that have not.
+    used = replace(history, used=frozenset({(0, 0, 1)}))
+    assert [o.frame.frame for o in steering.rank_restarts(found, used, apart)] == [4, 5, 2, 3]
+
+
+def test_a_control_goes_on_with_all_simulations_whatever_they_find():
+    control, slots = settings("steering.method=none", "stop.max_iterations=7"), Slots(3, 3, 3)
+    past = History(iteration=2, simulations=tuple(simulation(n, 20_000) for n in range(3)))
+    decision = steering.decide_after_simulate(past, control, slots)
+    assert (decision.next, decision.iteration, set(kinds(decision).values())) == ("simulate", 3, {"continue"})
+    failing = replace(past, simulations=(*past.simulations[:2], simulation(2, 40, failures=2)))
+    assert kinds(steering.decide_after_simulate(failing, control, slots)) == {
+        0: "continue", 1: "continue", 2: "end", 3: "start"
+    }  # fmt: skip
+    last = steering.decide_after_simulate(replace(past, iteration=7), control, slots)
+    assert (last.next, last.stop_reason) == ("stop", "max_iterations")
+
+
+def test_restarts_at_random_are_in_an_order_of_the_seed():
+    history = History(iteration=3, simulations=(simulation(0, 90),))
+    found = [outlier(0, 0, number, float(number)) for number in range(1, 9)]
+    orders = {
+        seed: [o.frame.frame for o in steering.rank_restarts(found, history, settings("steering.method=random", seed))]
+        for seed in ("seed=1", "seed=2", "seed=1")
+    }
+    assert orders["seed=1"] != orders["seed=2"]
+    assert all(sorted(order) == list(range(1, 9)) and order != sorted(order) for order in orders.values())
+
+
+@pytest.mark.parametrize(("training", "words"), [("because", "models train: because"), (None, "go on serving")])
+def test_a_decision_to_learn_says_whether_models_train_and_why(training, words):
+    past = History(iteration=2, simulations=tuple(simulation(n, 200) for n in range(3)), training=training)
+    for decision in (
+        steering.decide_after_simulate(past, settings(), SLOTS),
+        steering.decide_after_simulate(past, settings(), SPLIT),
+        steering.decide_after_analysis(past, analysis(outlier(0, 0, 10)), settings(), SPLIT),
+    ):
+        assert (decision.train, words in decision.reason) == (training is not None, True)
+    without = steering.decide_after_simulate(past, settings("steering.method=random"), SLOTS)
+    assert "models" not in without.reason

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from entk_app import geometry
 from entk_app.accounting import CampaignAccount, Usage, account
 from entk_app.classes import FOLD_CLASSES, ClassLimits, FoldClass, find_class_limits
-from entk_app.errors import DataError, EntkAppError, ExportError, RecordError
+from entk_app.errors import DataError, EntkAppError, ExportError, RecordError, RunFolderError
 from entk_app.export import read_positions, superpose_on
 from entk_app.frames import look_up_embeddings, read_columns_and_maps, read_packed_maps
 from entk_app.integrity import check_file
@@ -515,8 +515,8 @@ def _read_latent(
         for s in run.segments
         if frames.find_row(FrameRef(simulation=s.simulation, segment=s.segment, frame=0)) is not None
     ]
-    others = [m.model for m in last.models if m.model != last.best_model]
-    for model in (last.best_model, *others):
+    # The best first.
+    for model in sorted((found.model for found in last.models), key=lambda model: model != last.best_model):
         path = layout.model(model.iteration, model.latent_dim).embeddings
         found = notes.attempt("latent coordinates", partial(look_up_embeddings, path, keys))
         if not found:
@@ -634,3 +634,25 @@ def _read_account(layout: RunLayout, now: float, notes: _Notes) -> tuple[Usage |
     except (EntkAppError, OSError, ValueError) as error:
         notes.add("accounts", f"What the pilots were used for is left out: {error}.")
         return None, None
+
+
+def read_frame_columns(layout: RunLayout, run: RunState) -> tuple[FrameColumns, tuple[str, ...]]:
+    """The frames alone, and sentences about what was left out.
+
+    Parameters
+    ----------
+    layout : RunLayout
+    run : RunState
+        With its system.
+
+    Raises
+    ------
+    RunFolderError
+        The system has not been published.
+    """
+    if run.system is None:
+        raise RunFolderError(f"{layout.root} has no system that can be read (system/system.json)")
+    notes = _Notes()
+    _note_missing_segments(layout, run, notes)
+    frames, _ = _read_frames(layout, run, run.system, notes)
+    return frames, notes.sentences()

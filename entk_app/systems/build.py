@@ -82,6 +82,11 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
     native = find_native(known, asked.reference, cache)
     if native is not None:
         check_reference(native, chain.sequence())
+    elif settings.steering.method == "rmsd-only":
+        raise StructureError(
+            "steering.method = 'rmsd-only' restarts from frames near the native structure: give it with "
+            "--reference FILE (system.reference)"
+        )
 
     if asked.model == "calpha":
         if native is None:

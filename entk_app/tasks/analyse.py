@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from entk_app.errors import DataError
+from entk_app.errors import DataError, RecordError
 from entk_app.frames import FrameIndex, Frames, read_embeddings, read_frames, read_rmsd, split_rows, write_embeddings
-from entk_app.integrity import check_file, read_model
+from entk_app.integrity import check_file, read_model, read_segment
 from entk_app.layout import RunLayout
-from entk_app.outliers import OutlierSet, find_outliers
+from entk_app.outliers import OutlierSet, find_outliers, group_regions
 from entk_app.records import (
     AnalyseTask,
     AnalysisRecord,
@@ -25,45 +25,63 @@ from entk_app.records import (
     ModelOutliers,
     ModelRecord,
     ModelRef,
+    NewFrames,
     Outlier,
     Placement,
     SegmentKey,
+    TrainTask,
     order_by_rmsd,
     read_record,
     write_record,
 )
-from entk_app.settings import build_settings, read_config
+from entk_app.settings import Settings, build_settings, read_config
 from entk_app.tasks import hang
+from entk_app.training_set import average_blocks, list_blocks
 
 logger = logging.getLogger(__name__)
+
+#: Outliers within so many eps of one another are of one region: what is between two clusters, not a cluster.
+_REGION_EPS = 2.0
+
+#: New frames whose reconstruction is looked at, of each model: enough for a mean, whatever the length of the campaign.
+_MAX_NEW = 4096
 
 
 def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     """Analyse what the order names and publish the record."""
     unix_start = time.time()
     task = read_record(AnalyseTask, order)
-    settings = build_settings(read_config(layout.settings)).analyse
-    records = [_read_model(layout, ref) for ref in task.models]
-    best = choose_best(records)
+    campaign = build_settings(read_config(layout.settings))
     index = FrameIndex(task.segments)
     if not len(index):
         raise DataError("there are no frames to analyse")
+    if not campaign.learns:
+        _publish_choice(layout, task, campaign, index, placement, unix_start)
+        return
+    settings = campaign.analyse
+    records = {ref: _read_model(layout, ref) for ref in task.models}
+    best = choose_best(list(records.values()))
     # Models that lack the same segments share one reading of their maps.
     read_maps = lru_cache(maxsize=1)(partial(read_frames, layout))
     seconds_encode = seconds_outliers = 0.0
     found: list[tuple[ModelRef, OutlierSet]] = []
-    for ref in choose_models(records, settings.models):
+    new_frames: dict[ModelRef, NewFrames | None] = {}
+    map_latent, map_eps = None, None
+    for ref in choose_models(list(records.values()), settings.models):
         hang.beat()
         began = time.monotonic()
-        latent = encode_frames(layout, ref, task, read_maps)
+        latent, new_frames[ref] = encode_frames(layout, ref, task, read_maps, records[ref])
         seconds_encode += time.monotonic() - began
         hang.beat()
         began = time.monotonic()
         found.append((ref, find_outliers(latent, settings.max_outliers, settings.min_samples, workers=task.cores)))
         seconds_outliers += time.monotonic() - began
+        if map_latent is None or ref == best:
+            map_latent, map_eps = latent, found[-1][1].eps
     del read_maps
     refs = {row: index.ref(row) for _, result in found for row in result.rows.tolist()}
-    outliers = join_outliers(found, refs, read_rmsd(layout, refs.values()))
+    regions = find_regions(map_latent, map_eps, refs)
+    outliers = join_outliers(found, refs, read_rmsd(layout, refs.values()), regions)
     write_record(
         layout.analysis(task.iteration),
         AnalysisRecord(
@@ -76,6 +94,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
                     min_samples=settings.min_samples,
                     n_frames=len(index),
                     n_outliers=len(result.rows),
+                    new_frames=new_frames[ref],
                 )
                 for ref, result in found
             ),
@@ -92,10 +111,71 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     logger.info("%d outliers among %d frames", len(outliers), len(index))
 
 
+def _publish_choice(
+    layout: RunLayout, task: AnalyseTask, campaign: Settings, index: FrameIndex, placement: Placement, unix_start: float
+) -> None:
+    """Without learning: frames that stand for outliers, so that restarts follow the same rules."""
+    began = time.monotonic()
+    if campaign.steering.method == "rmsd-only":
+        outliers = choose_lowest(layout, task.segments, campaign.analyse.max_outliers)
+    else:
+        generator = np.random.default_rng([campaign.seed, task.iteration, 0x72616E64])
+        size = min(len(index), campaign.analyse.max_outliers)
+        refs = [index.ref(row) for row in generator.choice(len(index), size=size, replace=False).tolist()]
+        rmsd = read_rmsd(layout, refs)
+        outliers = [Outlier(frame=ref, rmsd_angstrom=rmsd[ref], found_by=()) for ref in refs]
+    write_record(
+        layout.analysis(task.iteration),
+        AnalysisRecord(
+            iteration=task.iteration,
+            best_model=None,
+            models=(),
+            outliers=order_by_rmsd(outliers),
+            n_frames=len(index),
+            min_rmsd_angstrom=task.min_rmsd_angstrom,
+            seconds_encode=0.0,
+            seconds_outliers=time.monotonic() - began,
+            placement=placement,
+            unix_start=unix_start,
+            unix_end=time.time(),
+        ),
+    )
+    logger.info("%d of %d frames stand for outliers (%s)", len(outliers), len(index), campaign.steering.method)
+
+
+def choose_lowest(layout: RunLayout, segments: Sequence[SegmentKey], count: int) -> list[Outlier]:
+    """The frames of lowest RMSD, at most one a segment: those beside the lowest are nearly the same.
+
+    Raises
+    ------
+    DataError
+        There is no native structure.
+    """
+    lowest = []
+    for key in segments:
+        record = read_segment(layout.segment(key.simulation, key.segment))
+        if record.min_rmsd_angstrom is None or record.min_rmsd_frame is None:
+            raise DataError("steering.method = 'rmsd-only' needs a native structure: there is no RMSD")
+        frame = FrameRef(simulation=key.simulation, segment=key.segment, frame=record.min_rmsd_frame)
+        lowest.append(Outlier(frame=frame, rmsd_angstrom=record.min_rmsd_angstrom, found_by=()))
+    return list(order_by_rmsd(lowest))[:count]
+
+
+def find_regions(
+    latent: NDArray[np.floating] | None, eps: float | None, rows: Iterable[int]
+) -> dict[int, int | None]:
+    """Which outliers lie near one another in the latent space of one model: the number of its region by row."""
+    wanted = sorted(rows)
+    if latent is None or eps is None or not wanted:
+        return dict.fromkeys(wanted)
+    return dict(zip(wanted, group_regions(latent[wanted], _REGION_EPS * eps).tolist(), strict=True))
+
+
 def _read_model(layout: RunLayout, ref: ModelRef) -> ModelRecord:
     paths = layout.model(ref.iteration, ref.latent_dim)
     record = read_model(paths)
-    check_file(paths.encoder, record.files)
+    for path in (paths.encoder, paths.decoder):
+        check_file(path, record.files)
     return record
 
 
@@ -136,30 +216,61 @@ def encode_frames(
     ref: ModelRef,
     task: AnalyseTask,
     read_maps: Callable[[tuple[SegmentKey, ...]], Frames],
-) -> NDArray[np.float32]:
-    """Latent coordinates of all frames of a task, shape (n_frames, latent_dim).
+    record: ModelRecord,
+) -> tuple[NDArray[np.float32], NewFrames | None]:
+    """Latent coordinates of all frames of a task, shape (n_frames, latent_dim), and how the model takes the new ones.
 
     A model is asked once for a segment: what it said is kept beside it, and only the maps of the rest are read.
     """
     paths = layout.model(ref.iteration, ref.latent_dim)
     known = read_embeddings(paths.embeddings, task.segments)
     missing = tuple(key for key in task.segments if key not in known)
+    new_frames = None
     if missing:
         from entk_app import cvae
 
         cvae.configure(task.cores, seed=0, gpus=task.gpus, allow_cpu=task.allow_cpu)
         frames = read_maps(missing)
-        latent = cvae.encode(cvae.load_encoder(paths.encoder), frames.packed, frames.n_residues)
+        model = cvae.load_model(paths.encoder, paths.decoder)
+        latent = cvae.encode(model.encoder, frames.packed, frames.n_residues)
         new = split_rows(latent, missing)
         write_embeddings(paths.embeddings, new)
         known |= new
-    return np.concatenate([known[key] for key in task.segments])
+        rows, block = _sample_new(layout, ref, record, missing)
+        if len(rows):
+            losses = cvae.compute_reconstruction(model, frames.packed[rows], frames.n_residues)
+            mean = average_blocks(losses, block)
+            new_frames = NewFrames(
+                n_frames=len(rows),
+                n_blocks=int(block[-1]) + 1,
+                reconstruction=mean.mean,
+                standard_error=mean.standard_error,
+            )
+    return np.concatenate([known[key] for key in task.segments]), new_frames
+
+
+def _sample_new(
+    layout: RunLayout, ref: ModelRef, record: ModelRecord, missing: tuple[SegmentKey, ...]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of blocks, evenly spread, of the segments that a model could not be trained on; and each row's block."""
+    try:
+        trained = set(read_record(TrainTask, layout.model(ref.iteration, ref.latent_dim).task).segments)
+    except RecordError as error:
+        logger.warning("which frames are new to the model is not known: %s", error)
+        trained = set(missing)
+    blocks = list_blocks(missing, record.block_frames or 1)
+    is_new = np.asarray([key not in trained for key in missing])
+    new = np.flatnonzero(is_new[blocks.segment])
+    step = -(-int(blocks.length[new].sum()) // _MAX_NEW) or 1
+    chosen = new[::step]
+    return blocks.list_rows(chosen), np.repeat(np.arange(len(chosen)), blocks.length[chosen])
 
 
 def join_outliers(
     found: Sequence[tuple[ModelRef, OutlierSet]],
     refs: Mapping[int, FrameRef],
     rmsd: Mapping[FrameRef, float | None],
+    regions: Mapping[int, int | None],
 ) -> tuple[Outlier, ...]:
     """The union over the models, each frame once with every model's finding, lowest RMSD first.
 
@@ -170,6 +281,8 @@ def join_outliers(
         Which frame a row is.
     rmsd : mapping
         Of each of these frames, ångström; None where there is no native structure.
+    regions : mapping
+        From :func:`find_regions`.
     """
     by_row: dict[int, list[Finding]] = {}
     for ref, result in found:
@@ -179,6 +292,6 @@ def join_outliers(
             finding = Finding(latent_dim=ref.latent_dim, eps=result.eps, distance=distance)
             by_row.setdefault(row, []).append(finding)
     return order_by_rmsd(
-        Outlier(frame=refs[row], rmsd_angstrom=rmsd[refs[row]], found_by=tuple(findings))
+        Outlier(frame=refs[row], rmsd_angstrom=rmsd[refs[row]], found_by=tuple(findings), region=regions[row])
         for row, findings in by_row.items()
     )

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from entk_app import cvae
+from entk_app.errors import RecordError
 from entk_app.frames import Frames, read_frames, split_rows, write_embeddings
-from entk_app.integrity import digest_files
+from entk_app.integrity import DamagedError, check_file, digest_files, read_model
 from entk_app.layout import ModelPaths, RunLayout
 from entk_app.publish import Workplace
 from entk_app.records import ModelRecord, Placement, TrainTask, read_record, write_record
-from entk_app.settings import build_settings, read_config
+from entk_app.settings import Settings, build_settings, read_config
 from entk_app.tasks import Stopper, hang
+from entk_app.training_set import TrainingSet, average_blocks, choose_training_set
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +30,9 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     settings = campaign.train
     platform = cvae.configure(task.cores, task.seed, task.gpus, task.allow_cpu)
     frames = read_frames(layout, task.segments)
-    lengths = np.asarray([key.n_frames for key in task.segments])
-    # The same split for every latent size of an iteration: their held-out losses are compared.
-    generator = np.random.default_rng([campaign.seed, task.iteration])
-    train_rows, held_out_rows = cvae.split_blocks(lengths, settings, generator)
+    before = read_before(layout, task)
+    chosen = choose_rows(layout, task, campaign, before)
+    start = load_start(layout, before, campaign, frames.n_residues)
     stopper = Stopper(layout)
 
     def should_stop() -> bool:
@@ -42,11 +43,16 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     training = cvae.train_model(
         frames.packed,
         frames.n_residues,
-        train_rows,
-        held_out_rows,
+        chosen.train,
+        chosen.held_out,
         settings,
         task.latent_dim,
         should_stop=should_stop,
+        start=start,
+    )
+    held_out = average_blocks(
+        cvae.compute_reconstruction(training.model, frames.packed[chosen.held_out], frames.n_residues),
+        chosen.held_out_block,
     )
     seconds_train = time.time() - unix_start - seconds_load
     paths = layout.model(task.iteration, task.latent_dim)
@@ -66,12 +72,16 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
             architecture=settings.architecture,
             n_residues=frames.n_residues,
             n_parameters=training.model.n_parameters,
-            n_train_frames=len(train_rows),
-            n_held_out_frames=len(held_out_rows),
+            n_train_frames=len(chosen.train),
+            n_held_out_frames=len(chosen.held_out),
+            n_frames=len(frames),
+            block_frames=chosen.block_frames,
+            warm_start=None if start is None else task.previous,
             batch_size=training.batch_size,
             epochs=len(training.history),
             best_epoch=best.epoch,
             held_out_reconstruction=best.held_out_reconstruction,
+            held_out_standard_error=held_out.standard_error,
             held_out_loss=best.held_out_loss,
             train_loss=best.train_loss,
             seconds_load=seconds_load,
@@ -95,6 +105,56 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
         len(training.history),
         best.epoch,
     )
+
+
+def read_before(layout: RunLayout, task: TrainTask) -> ModelRecord | None:
+    """The record of the model before, where there is one that is whole."""
+    if task.previous is None:
+        return None
+    try:
+        return read_model(layout.model(task.previous.iteration, task.previous.latent_dim))
+    except DamagedError as error:
+        logger.warning("the model before is not there to go on from: %s", error)
+        return None
+
+
+def choose_rows(
+    layout: RunLayout, task: TrainTask, campaign: Settings, before: ModelRecord | None
+) -> TrainingSet:
+    """Rows to train on and rows held out: the same for every latent size of an iteration, whose losses are compared."""
+    known: set[tuple[int, int]] = set()
+    if task.previous is not None:
+        try:
+            earlier = read_record(TrainTask, layout.model(task.previous.iteration, task.previous.latent_dim).task)
+            known = {(key.simulation, key.segment) for key in earlier.segments}
+        except RecordError as error:
+            logger.warning("which segments are new is not known: %s", error)
+    return choose_training_set(
+        task.segments,
+        campaign.train,
+        campaign.seed,
+        np.random.default_rng([campaign.seed, task.iteration]),
+        block_frames=None if before is None else before.block_frames,
+        known=known,
+        rare=task.rare,
+    )
+
+
+def load_start(
+    layout: RunLayout, before: ModelRecord | None, campaign: Settings, n_residues: int
+) -> cvae.Cvae | None:
+    """The model whose weights the training begins with; None: it begins with random ones."""
+    same = before is not None and (before.architecture, before.n_residues) == (campaign.train.architecture, n_residues)
+    if before is None or not same or not campaign.train.warm_start:
+        return None
+    paths = layout.model(before.iteration, before.latent_dim)
+    try:
+        for path in (paths.encoder, paths.decoder):
+            check_file(path, before.files)
+    except DamagedError as error:
+        logger.warning("the model before is not there to go on from: %s", error)
+        return None
+    return cvae.load_model(paths.encoder, paths.decoder)
 
 
 def _encode_all(encoder: object, frames: Frames, path: Path) -> float:

@@ -54,7 +54,8 @@ def test_the_union_names_each_frame_once_with_every_finding():
     three = (ModelRef(iteration=1, latent_dim=3), OutlierSet(np.array([2, 0]), np.array([4.0, 2.0]), 1.0))
     four = (ModelRef(iteration=1, latent_dim=4), OutlierSet(np.array([0]), np.array([9.0]), 3.0))
     none = (ModelRef(iteration=1, latent_dim=5), OutlierSet(np.empty(0, int), np.empty(0), None))
-    joined = join_outliers([three, four, none], REFS, RMSD)
+    joined = join_outliers([three, four, none], REFS, RMSD, {0: 1, 2: None})
+    assert [o.region for o in joined] == [None, 1]
     assert [(o.frame.key, o.rmsd_angstrom) for o in joined] == [((5, 0, 0), 2.0), ((0, 0, 9), 3.0)]
     assert [f.latent_dim for f in joined[1].found_by] == [3, 4]
     assert joined[1].isolation == 3.0
@@ -62,7 +63,7 @@ def test_the_union_names_each_frame_once_with_every_finding():
 
 def test_without_a_native_structure_the_most_isolated_comes_first():
     found = (ModelRef(iteration=1, latent_dim=3), OutlierSet(np.array([1, 3]), np.array([1.5, 4.0]), 1.0))
-    joined = join_outliers([found], REFS, dict.fromkeys(RMSD))
+    joined = join_outliers([found], REFS, dict.fromkeys(RMSD), {1: 0, 3: 0})
     assert [o.frame.key for o in joined] == [(5, 0, 1), (0, 1, 0)]
 
 
@@ -105,11 +106,13 @@ def test_a_model_is_asked_only_for_segments_that_it_has_not_encoded(tiny_campaig
     keys = tiny_campaign.results.list_segments()
     model = ModelRef(iteration=1, latent_dim=3)  # trained on the first iteration's segments only
     new = [key for key in keys if key.simulation >= 3 or key.segment > 0]
-    first = encode_frames(run, model, order(keys, model), read_maps)
+    record = read_record(ModelRecord, run.model(1, 3).record)
+    first, met = encode_frames(run, model, order(keys, model), read_maps, record)
     assert asked == [sum(key.n_frames for key in new)]
     assert read == new  # nor are the maps of the others read
-    again = encode_frames(run, model, order(keys, model), read_maps)
-    assert len(asked) == 1
+    assert met.n_frames == asked[0]  # all that it was not trained on
+    again, met = encode_frames(run, model, order(keys, model), read_maps, record)
+    assert len(asked) == 1 and met is None
     np.testing.assert_array_equal(first, again)
     encoder, everything = cvae.load_encoder(run.model(1, 3).encoder), read_frames(run, keys)
     np.testing.assert_allclose(first, cvae.encode(encoder, everything.packed, everything.n_residues), atol=1e-5)

@@ -118,7 +118,7 @@ def build_choice(data: ReportData) -> Iterator[Figure | Missing]:
         )  # fmt: skip
     of = {(t.record.iteration, t.record.latent_dim): t.record.held_out_reconstruction for t in data.trainings}
     # A best model of an earlier iteration serves on where a training failed.
-    models = {a.iteration: (a.best_model.iteration, a.best_model.latent_dim) for a in data.analyses}
+    models = {a.iteration: (a.best_model.iteration, a.best_model.latent_dim) for a in data.analyses if a.best_model}
     rings = [(iteration, of[model]) for iteration, model in models.items() if model in of]
 
     def draw() -> Drawing:
@@ -260,7 +260,9 @@ def _epochs(training: Training) -> np.ndarray:
 def _find_chosen(data: ReportData) -> dict[int, int]:
     """The latent size that the analysis of each iteration chose, where the model is of that iteration."""
     return {
-        a.iteration: a.best_model.latent_dim for a in data.analyses if a.best_model.iteration == a.iteration
+        a.iteration: a.best_model.latent_dim
+        for a in data.analyses
+        if a.best_model and a.best_model.iteration == a.iteration
     }  # fmt: skip
 
 
