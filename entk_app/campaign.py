@@ -353,6 +353,7 @@ class Campaign:
         run = [s for s in history.simulations if s.segments]
         past = [s for s in run if s.n_frames >= self.settings.steering.min_frames]
         best, final = history.best, self.final_decision
+        scored = history.find_best_score(self.settings.steering.goal)
         summary = Summary(
             system=system.name,
             model=system.model,
@@ -370,6 +371,9 @@ class Campaign:
             min_rmsd_frame=None
             if best is None or best.min_rmsd_frame is None
             else FrameRef(simulation=best.simulation, segment=best.segment, frame=best.min_rmsd_frame),
+            score=self.settings.steering.score_name if self.settings.steering.has_score else None,
+            best_score=None if scored is None else scored.value,
+            best_score_frame=None if scored is None else scored.frame,
             friction_per_ps=self.settings.simulate.friction_per_ps,
             temperature_k=self.settings.simulate.temperature_k,
             seed=self.settings.seed,

@@ -735,10 +735,11 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
         # Nor has what came before it been written.
         raise failure from None
     rmsd = "" if summary.min_rmsd_angstrom is None else f", lowest RMSD {summary.min_rmsd_angstrom:.2f} Å"
+    score = "" if summary.best_score is None else f", best {summary.score} {summary.best_score:.6g}"
     console.print(
         f"{summary.stop_reason}: {summary.message}\n"
         f"{summary.n_iterations} iterations, {summary.n_simulations} simulations ({summary.n_restarts} from outliers, "
-        f"{summary.n_purged} purged), {summary.n_frames} frames, {summary.total_time_us * 1000:.4g} ns{rmsd}\n"
+        f"{summary.n_purged} purged), {summary.n_frames} frames, {summary.total_time_us * 1000:.4g} ns{rmsd}{score}\n"
         + (f"{summary.n_failed_tasks} tasks failed: see {campaign.layout.logs}\n" if summary.n_failed_tasks else "")
         + f"summary: {campaign.layout.summary}",
         markup=False,

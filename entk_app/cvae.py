@@ -348,10 +348,7 @@ def encode(encoder: Any, packed: NDArray[np.uint8], n_residues: int) -> NDArray[
     def run(rows: Any) -> Any:
         return encoder(unpack(rows), training=False)[0]
 
-    batches = [
-        run(tf.constant(packed[start : start + _ENCODE_BATCH])).numpy()
-        for start in range(0, len(packed), _ENCODE_BATCH)
-    ]
+    batches = _run_batches(run, packed)
     return np.concatenate(batches) if batches else np.empty((0, encoder.outputs[0].shape[-1]), np.float32)
 
 
@@ -365,11 +362,17 @@ def compute_reconstruction(model: Cvae, packed: NDArray[np.uint8], n_residues: i
         logits = model.decoder(model.encoder(maps, training=False)[0], training=False)
         return _sum_cross_entropy(maps, logits)
 
-    batches = [
-        run(tf.constant(packed[start : start + _ENCODE_BATCH])).numpy()
+    batches = _run_batches(run, packed)
+    return np.concatenate(batches) if batches else np.empty(0, np.float32)
+
+
+def _run_batches(run: Any, packed: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Apply a TensorFlow function batch after batch; compiling it takes longer than a single batch does."""
+    call = run if len(packed) > _ENCODE_BATCH else run.python_function
+    return [
+        call(tf.constant(packed[start : start + _ENCODE_BATCH])).numpy()
         for start in range(0, len(packed), _ENCODE_BATCH)
     ]
-    return np.concatenate(batches) if batches else np.empty(0, np.float32)
 
 
 def _sum_cross_entropy(maps: Any, logits: Any) -> Any:

@@ -51,6 +51,14 @@ class BlewUpError(EntkAppError):
     """The integration left physics: coordinates or energies are no numbers, or the system is heated without bound."""
 
 
+class ScoreError(EntkAppError):
+    """The user's score cannot be loaded, raised, or returned something that is not a number."""
+
+
+class BrokenStructureError(DataError):
+    """Positions that no molecule has: nothing is simulated from them."""
+
+
 class DeviceError(EntkAppError):
     """A task was given a GPU and cannot use it."""
 

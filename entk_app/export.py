@@ -475,19 +475,7 @@ class _Positions:
             raise ExportError(f"frame {frame} of {path} cannot be read: {error}") from None
         if stored.box is None:
             return stored.positions, None
-        return _join_chains(stored.positions, stored.box, self._system), stored.box
-
-
-def _join_chains(
-    positions: NDArray[np.float64], box: NDArray[np.float64], system: SystemRecord
-) -> NDArray[np.float64]:
-    """Positions with each chain of the protein moved to where its CA atoms are when the protein is whole."""
-    ca = np.asarray(system.ca_indices)
-    numbers = geometry.number_chains(ca, system.chains)
-    moves = geometry.make_whole(positions[ca], box, numbers) - positions[ca]
-    joined = positions.copy()
-    for number, (first, end) in enumerate(system.chains):
-        of_chain = moves[numbers == number]
-        if len(of_chain):
-            joined[first:end] += of_chain[0]
-    return joined
+        whole = geometry.join_chains(
+            stored.positions, stored.box, np.asarray(self._system.ca_indices), self._system.chains
+        )
+        return whole, stored.box

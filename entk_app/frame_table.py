@@ -150,6 +150,8 @@ class FrameTable:
         ]
         if not self.system.has_native:
             columns = [column for column in columns if column[0] not in ("rmsd_angstrom", "native_contacts")]
+        if self.system.score is not None:
+            columns.append(("score", pa.float64(), f"{self.system.score.name}, to be {self.system.score.goal}d"))
         if self.model is not None:
             which = f"latent coordinate of the model of iteration {self.model.iteration}; null: not encoded"
             columns += [(f"latent_{number}", pa.float32(), which) for number in range(1, self.model.latent_dim + 1)]

@@ -23,7 +23,7 @@ from entk_app import geometry
 from entk_app.errors import DataError
 from entk_app.integrity import check_file, read_segment
 from entk_app.layout import RunLayout
-from entk_app.records import FrameRef, SegmentKey
+from entk_app.records import FrameRef, ScoreRecord, SegmentKey
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ _COLUMNS = {
     "rmsd_angstrom": ("f8", "CA atoms superposed on the native structure"),
     "radius_of_gyration_angstrom": ("f8", "CA atoms, equal weights"),
     "native_contacts": ("f8", "fraction of native CA contacts, |i - j| > 3"),
+    "score": ("f8", "the campaign's score; its attributes are name and goal"),
 }
 _NATIVE_COLUMNS = ("rmsd_angstrom", "native_contacts")
 
@@ -58,6 +59,8 @@ class FrameWriter:
         Positions of the simulation before this segment's first step, kept as the evidence of its start.
     flush_frames : int
         Frames held in memory at most.
+    score : ScoreRecord or None
+        What each frame's score is; None: it has none beside the RMSD.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class FrameWriter:
         contact_cutoff_angstrom: float,
         start_positions: NDArray[np.floating],
         flush_frames: int = 100,
+        score: ScoreRecord | None = None,
     ) -> None:
         self.path = path
         self.n_residues = n_residues
@@ -75,11 +79,17 @@ class FrameWriter:
         self.min_rmsd: float | None = None
         self.min_rmsd_frame: int | None = None
         self.last_rmsd: float | None = None
+        self.best_score: float | None = None
+        self.best_score_frame: int | None = None
+        self._score = score
+        self._sign = -1.0 if score is not None and score.goal == "maximise" else 1.0
         self._native = native
         self._cutoff = contact_cutoff_angstrom
         self._native_pairs = None if native is None else geometry.find_native_pairs(native, contact_cutoff_angstrom)
         self._flush_frames = flush_frames
-        self._pending: list[tuple[int, float, NDArray[np.floating]]] = []
+        self._pending: list[tuple[int, float, NDArray[np.floating], float | None]] = []
+        absent = () if native is not None else _NATIVE_COLUMNS
+        absent = absent if score is not None else (*absent, "score")
         with h5py.File(path, "w") as file:
             file.attrs["n_residues"] = n_residues
             file.attrs["contact_cutoff_angstrom"] = contact_cutoff_angstrom
@@ -87,15 +97,19 @@ class FrameWriter:
             n_bytes = geometry.count_bytes(n_residues)
             file.create_dataset("contacts", (0, n_bytes), "u1", maxshape=(None, n_bytes), chunks=(1024, n_bytes))
             for name, (kind, meaning) in _COLUMNS.items():
-                if native is not None or name not in _NATIVE_COLUMNS:
+                if name not in absent:
                     file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,))
                     file[name].attrs["meaning"] = meaning
+            if score is not None:
+                file["score"].attrs.update({"name": score.name, "goal": score.goal})
             file.create_dataset("start_positions_angstrom", data=np.asarray(start_positions, dtype="f8"))
 
-    def add(self, step: int, time_ps: float, ca_positions: NDArray[np.floating]) -> None:
-        """Take one frame; CA positions in ångström, as the trajectory holds them."""
-        self._pending.append((step, time_ps, ca_positions))
+    def add(self, step: int, time_ps: float, ca_positions: NDArray[np.floating], score: float | None = None) -> None:
+        """Take one frame; CA positions in ångström, as the trajectory holds them; its score where it has one."""
+        self._pending.append((step, time_ps, ca_positions, score))
         self.n_frames += 1
+        if score is not None and (self.best_score is None or self._sign * score < self._sign * self.best_score):
+            self.best_score, self.best_score_frame = score, self.n_frames - 1
         if self._native is not None:
             self.last_rmsd = float(geometry.compute_rmsd(ca_positions, self._native))
             if self.min_rmsd is None or self.last_rmsd < self.min_rmsd:
@@ -118,6 +132,8 @@ class FrameWriter:
         if self._native is not None and self._native_pairs is not None:
             values["rmsd_angstrom"] = geometry.compute_rmsd(positions, self._native)
             values["native_contacts"] = geometry.compute_native_fraction(contacts, self._native_pairs)
+        if self._score is not None:
+            values["score"] = np.asarray([item[3] for item in self._pending])
         with h5py.File(self.path, "r+") as file:
             for name, new in values.items():
                 dataset = file[name]
@@ -257,24 +273,34 @@ def read_frames(layout: RunLayout, keys: Sequence[SegmentKey]) -> Frames:
 
 
 def read_rmsd(layout: RunLayout, refs: Iterable[FrameRef]) -> dict[FrameRef, float | None]:
-    """CA-RMSD of single frames, ångström; None where there is no native structure. A file is read once.
+    """CA-RMSD of single frames, ångström; None where there is no native structure."""
+    return read_numbers(layout, refs, "rmsd_angstrom")
+
+
+def read_numbers(layout: RunLayout, refs: Iterable[FrameRef], column: str) -> dict[FrameRef, float | None]:
+    """A column's numbers of single frames; None where a file has no such column. A file is read once.
 
     Raises
     ------
     DamagedError
         A file is not the one that was published.
     """
-    by_segment: dict[tuple[int, int], list[FrameRef]] = {}
-    for ref in refs:
-        by_segment.setdefault((ref.simulation, ref.segment), []).append(ref)
-    rmsd: dict[FrameRef, float | None] = {}
-    for place, frames in by_segment.items():
+    numbers: dict[FrameRef, float | None] = {}
+    for place, frames in group_by_segment(refs).items():
         paths = layout.segment(*place)
         check_file(paths.frames, read_segment(paths).files)
         with h5py.File(paths.frames, "r") as file:
-            values = file["rmsd_angstrom"][:] if "rmsd_angstrom" in file else None
-        rmsd |= {ref: None if values is None else float(values[ref.frame]) for ref in frames}
-    return rmsd
+            values = file[column][:] if column in file else None
+        numbers |= {ref: None if values is None else float(values[ref.frame]) for ref in frames}
+    return numbers
+
+
+def group_by_segment(refs: Iterable[FrameRef]) -> dict[tuple[int, int], list[FrameRef]]:
+    """Frames by simulation and segment, for each file to be read once."""
+    by_segment: dict[tuple[int, int], list[FrameRef]] = {}
+    for ref in refs:
+        by_segment.setdefault((ref.simulation, ref.segment), []).append(ref)
+    return by_segment
 
 
 def write_embeddings(path: Path, embeddings: Mapping[SegmentKey, NDArray[np.floating]]) -> None:

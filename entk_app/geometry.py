@@ -232,6 +232,35 @@ def number_chains(atoms: NDArray[np.integer], chains: Sequence[tuple[int, int]])
     return np.searchsorted([first for first, _ in chains], atoms, side="right") - 1
 
 
+def join_chains(
+    positions: NDArray[np.float64], box: FloatArray, ca_indices: NDArray[np.integer], chains: Sequence[tuple[int, int]]
+) -> NDArray[np.float64]:
+    """Positions of all atoms with each chain of the protein where its CA atoms are by :func:`make_whole`.
+
+    Parameters
+    ----------
+    positions : array, shape (n_atoms, 3), ångström
+        Molecules are whole.
+    box : array, shape (3, 3), ångström
+    ca_indices : array of int, shape (n_residues,)
+    chains : sequence of (int, int)
+        First atom of each chain and the one after its last.
+
+    Returns
+    -------
+    array, shape (n_atoms, 3), ångström
+        Water and ions stay where they are.
+    """
+    numbers = number_chains(ca_indices, chains)
+    moves = make_whole(positions[ca_indices], box, numbers) - positions[ca_indices]
+    joined = positions.copy()
+    for number, (first, end) in enumerate(chains):
+        of_chain = moves[numbers == number]
+        if len(of_chain):
+            joined[first:end] += of_chain[0]
+    return joined
+
+
 def join_bonded(
     positions: NDArray[np.float64], box: FloatArray, bonds: NDArray[np.integer]
 ) -> NDArray[np.float64]:

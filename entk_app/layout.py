@@ -175,6 +175,11 @@ class RunLayout:
         return self.system / "system.xml"
 
     @property
+    def score(self) -> Path:
+        """The file of the user's own score; tasks run it."""
+        return self.system / "score.py"
+
+    @property
     def system_record(self) -> Path:
         return self.system / "system.json"
 

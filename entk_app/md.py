@@ -31,6 +31,8 @@ _SMALL_SYSTEM = 100
 #: Steps before the speed is known: a request to stop is looked for between pieces of about a second.
 _FIRST_PIECE = 100
 
+ComputeScore = Callable[[NDArray[np.float64]], float]
+
 #: Columns of the state log.
 _LOGGED = ("step", "time", "potentialEnergy", "kineticEnergy", "totalEnergy", "temperature", "speed")
 
@@ -81,6 +83,8 @@ class SegmentResult:
     min_rmsd: float | None
     min_rmsd_frame: int | None
     last_rmsd: float | None
+    best_score: float | None = None
+    best_score_frame: int | None = None
 
     @property
     def ns_per_day(self) -> float:
@@ -100,6 +104,8 @@ class FrameReporter:
         Kinetic energy, kJ/mol, above which the simulation has blown up.
     chains : tuple of (int, int)
         Of a periodic system: first atom of each chain and the one after its last. The protein is made whole by them.
+    compute_score : callable or None
+        Score of positions of shape (n_atoms, 3), ångström.
     """
 
     def __init__(
@@ -109,12 +115,15 @@ class FrameReporter:
         interval: int,
         max_kinetic: float = math.inf,
         chains: tuple[tuple[int, int], ...] = (),
+        compute_score: ComputeScore | None = None,
     ) -> None:
         self._writer = writer
         self._ca = np.asarray(ca_indices)
-        self._chains = geometry.number_chains(self._ca, chains) if chains else None
+        self._chains = chains or None
+        self._ca_chains = geometry.number_chains(self._ca, chains)
         self._interval = interval
         self._max_kinetic = max_kinetic
+        self._compute_score = compute_score
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         steps = self._interval - simulation.currentStep % self._interval
@@ -131,8 +140,11 @@ class FrameReporter:
         ca = positions[self._ca]
         if self._chains is not None:
             box = 10.0 * state.getPeriodicBoxVectors(asNumpy=True)._value
-            ca = geometry.make_whole(ca, box, self._chains)
-        self._writer.add(simulation.currentStep, state.getTime().value_in_unit(unit.picosecond), ca)
+            ca = geometry.make_whole(ca, box, self._ca_chains)
+            positions = geometry.join_chains(positions, box, self._ca, self._chains)
+        score = None if self._compute_score is None else self._compute_score(positions)
+        time_ps = state.getTime().value_in_unit(unit.picosecond)
+        self._writer.add(simulation.currentStep, time_ps, ca, score)
 
 
 class _TimedReporter:
@@ -249,6 +261,7 @@ def run_segment(
     *,
     names: tuple[str, str, str],
     chains: tuple[tuple[int, int], ...] = (),
+    compute_score: ComputeScore | None = None,
     should_stop: Callable[[], EndedBy | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
 ) -> SegmentResult:
@@ -272,6 +285,8 @@ def run_segment(
         File names.
     chains : tuple of (int, int)
         Of a periodic system: first atom of each chain of the protein and the one after its last.
+    compute_score : callable or None
+        Score of a frame's positions, shape (n_atoms, 3), ångström.
     should_stop : callable
         Asked about every second; a reason ends the segment in order, with its last whole frame.
     on_frame : callable
@@ -285,6 +300,8 @@ def run_segment(
         The platform failed.
     Interrupted
         It was asked to stop before its first frame.
+    ScoreError
+        The score of a frame is no number.
     """
     context, interval = simulation.context, round(settings.report_interval_ps * 1000.0 / settings.time_step_fs)
     whole, whole_step = context.getState(positions=True), simulation.currentStep
@@ -294,7 +311,7 @@ def run_segment(
     max_kinetic = _HOT * _mean_kinetic(simulation.system, settings.temperature_k)
     reporters = [
         # First: what has blown up is not to be written by the others.
-        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic, chains)),
+        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic, chains, compute_score)),
         # Not wrapped into the box, which would break molecules; a periodic box is in each frame.
         _TimedReporter(app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False)),
         _TimedReporter(app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True))),
@@ -340,6 +357,8 @@ def run_segment(
         min_rmsd=writer.min_rmsd,
         min_rmsd_frame=writer.min_rmsd_frame,
         last_rmsd=writer.last_rmsd,
+        best_score=writer.best_score,
+        best_score_frame=writer.best_score_frame,
     )
 
 

@@ -20,6 +20,7 @@ from entk_app.errors import RunFolderError
 from entk_app.layout import RunLayout
 from entk_app.records import Record, SystemRecord
 from entk_app.run_folder import find_existing
+from entk_app.scores import explain_unused
 from entk_app.settings import Settings
 from entk_app.steering import Slots
 
@@ -261,16 +262,18 @@ def compute_trajectory_bytes(n_atoms: int, n_frames: int, is_periodic: bool = Fa
     return _DCD_HEADER + n_frames * (12 * n_atoms + _DCD_RECORDS + _DCD_BOX * is_periodic)
 
 
-def compute_frames_bytes(n_atoms: int, n_residues: int, has_native: bool, n_frames: int) -> int:
+def compute_frames_bytes(
+    n_atoms: int, n_residues: int, has_native: bool, n_frames: int, has_score: bool = False
+) -> int:
     """Size of a segment's ``frames.h5``."""
-    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * has_native
+    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * has_native + has_score
     chunks = math.ceil(n_frames / _H5_CHUNK)
     return chunks * _H5_CHUNK * (geometry.count_bytes(n_residues) + 8 * columns) + 24 * n_atoms + _H5_OVERHEAD
 
 
 def compute_frame_bytes(system: SystemRecord) -> int:
     """What one more frame takes in trajectory, ``frames.h5`` and log."""
-    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * system.has_native
+    columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * system.has_native + (system.score is not None)
     frame = compute_trajectory_bytes(system.n_atoms, 1, system.is_periodic) - _DCD_HEADER
     return frame + geometry.count_bytes(system.n_residues) + 8 * columns + _LOG_ROW
 
@@ -313,7 +316,7 @@ def compute_size(
     n_segments = first * slots.total + later * slots.simulate
     segment = (
         compute_trajectory_bytes(n_atoms, frames, system.is_periodic)
-        + compute_frames_bytes(n_atoms, n_residues, system.has_native, frames)
+        + compute_frames_bytes(n_atoms, n_residues, system.has_native, frames, system.score is not None)
         + frames * _LOG_ROW
         + n_atoms * (_STATE_ATOM + _PDB_LINE)
         + _RECORDS
@@ -474,6 +477,9 @@ def note_steering(settings: Settings, has_native: bool) -> list[str]:
     if method != "cvae":
         what = "no learning, no restarts: the control" if method == "none" else "restarts without learning"
         notes.append(f"steering.method = {method}: {what}")
+    unused = explain_unused(settings)
+    if unused is not None:
+        notes.append(unused)
     return notes
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from entk_app.errors import RecordError
+from entk_app.settings import Goal
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,26 @@ class Placement(Record):
         return ",".join(self.devices) or None
 
 
+class ScoreRecord(Record):
+    """What frames are scored by beside their RMSD.
+
+    Attributes
+    ----------
+    name : str
+        A known score, or the name of the user's function.
+    module : str or None
+        Importable module of that function; None: it is in ``system/score.py``, or the score is a known one.
+    sha256 : str or None
+        Of that module's source, for the tasks to have the same.
+    """
+
+    name: str
+    goal: Goal
+    is_known: bool
+    module: str | None = None
+    sha256: str | None = None
+
+
 class SystemRecord(Record):
     """What is simulated, as built at the start of the campaign.
 
@@ -116,6 +137,7 @@ class SystemRecord(Record):
     force_field: str
     solvent: Literal["implicit", "explicit"] = "implicit"
     chains: tuple[tuple[int, int], ...] = ()
+    score: ScoreRecord | None = None
     files: Digests = Field(default_factory=dict)
 
     @property
@@ -190,6 +212,8 @@ class SegmentRecord(Record):
     min_rmsd_angstrom: float | None
     min_rmsd_frame: int | None
     last_rmsd_angstrom: float | None
+    best_score: float | None = None
+    best_score_frame: int | None = None
     platform: str
     device: str | None
     cores: int
@@ -363,12 +387,18 @@ class Outlier(Record):
 
     Attributes
     ----------
+    score : float or None
+        None where the campaign has no score beside the RMSD.
+    problems : tuple of str
+        Why nothing may start from it.
     region : int or None
         Outliers of the same number lie near one another in the latent space of the best model.
     """
 
     frame: FrameRef
     rmsd_angstrom: float | None
+    score: float | None = None
+    problems: tuple[str, ...] = ()
     found_by: tuple[Finding, ...]
     region: int | None = None
 
@@ -446,6 +476,7 @@ class Action(Record):
     reason: str
     origin: FrameRef | None = None
     rmsd_angstrom: float | None = None
+    score: float | None = None
 
 
 class Decision(Record):
@@ -534,6 +565,9 @@ class Summary(Record):
     n_failed_tasks: int
     min_rmsd_angstrom: float | None
     min_rmsd_frame: FrameRef | None
+    score: str | None = None
+    best_score: float | None = None
+    best_score_frame: FrameRef | None = None
     friction_per_ps: float
     temperature_k: float
     seed: int
@@ -701,5 +735,16 @@ def order_by_rmsd(outliers: Iterable[Outlier]) -> tuple[Outlier, ...]:
                 -o.isolation,
                 o.frame.key,
             ),
+        )
+    )
+
+
+def order_by_score(outliers: Iterable[Outlier], goal: Goal) -> tuple[Outlier, ...]:
+    """Best score first; those without one last, most isolated first among equals."""
+    sign = 1.0 if goal == "minimise" else -1.0
+    return tuple(
+        sorted(
+            outliers,
+            key=lambda o: (sign * o.score if o.score is not None else float("inf"), -o.isolation, o.frame.key),
         )
     )

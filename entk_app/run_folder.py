@@ -33,6 +33,9 @@ _CHANGEABLE = (
     "train", "analyse", "steering", "stop", "faults", "resource", "simulate.platform", "simulate.segment_",
 )  # fmt: skip
 
+#: Of these, what may not: every frame has the same score.
+_FIXED = ("steering.score",)
+
 #: Reasons for which a campaign stops with something left to do.
 CUT_OFF = ("walltime", "interrupted", "pilot_lost", "disk")
 
@@ -148,10 +151,10 @@ def change_settings(layout: RunLayout, settings: Settings) -> None:
     """
     before, after = (_flatten(s.model_dump(mode="json")) for s in (read_settings(layout), settings))
     for key, value in after.items():
-        if value != before.get(key) and not key.startswith(_CHANGEABLE):
+        if value != before.get(key) and (key.startswith(_FIXED) or not key.startswith(_CHANGEABLE)):
             raise SettingsError(
                 f"{key} = {value!r}: the campaign in {layout.root} was begun with {before.get(key)!r}, and one run "
-                "has one physics and one seed; start another campaign for it"
+                "has one physics, one seed and one score; start another campaign for it"
             )
     write_text(layout.settings, dump_yaml(settings))
 

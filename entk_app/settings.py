@@ -10,6 +10,7 @@ import copy
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -39,6 +40,18 @@ _PATHS = (
 _MAX_CONFIG_BYTES = 200_000
 
 _MAX_NUMBER = 1e15
+
+Goal = Literal["minimise", "maximise"]
+
+#: Scores known by name, and which way is better.
+KNOWN_SCORES: dict[str, Goal] = {
+    "rmsd": "minimise",
+    "native_contacts": "maximise",
+    "radius_of_gyration": "minimise",
+}
+
+#: A score of the user's own: an importable module or a file, and a function in it.
+_OWN_SCORE = re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|.+\.py):[A-Za-z_]\w*")
 
 #: Messages about so many settings are shown at once.
 _MAX_MESSAGES = 20
@@ -220,9 +233,19 @@ class SteeringSettings(_Group):
         description="what stands for an outlier: cvae (noise of DBSCAN in the latent space), rmsd-only (the frames of "
         "lowest RMSD, no learning), random (frames at random, no learning); none: independent simulations, the control",
     )
-    ranking: Literal["rmsd", "mix", "novelty"] = Field(
+    ranking: Literal["rmsd", "score", "mix", "novelty"] = Field(
         "rmsd",
-        description="restart from the lowest RMSD; mix (of 4: 2 lowest, 1 random, 1 highest); novelty (most isolated)",
+        description="restart from the lowest RMSD; score (best `score` first); mix (of 4: 2 best, 1 random, 1 worst by "
+        "`score`); novelty (most isolated)",
+    )
+    score: str = Field(
+        "rmsd",
+        max_length=4096,
+        description="what is good in a frame, for the rankings score and mix and for stop.target_score: rmsd, "
+        "native_contacts, radius_of_gyration, or a function of your own: file.py:function or package.module:function",
+    )
+    score_goal: Goal | None = Field(
+        None, description="minimise or maximise the score; null: as a known score is; needed with one of your own"
     )
     one_per_region: bool = Field(
         False,
@@ -241,6 +264,31 @@ class SteeringSettings(_Group):
         "simulations whose last outlier is longest ago give way (0: the paper's rule alone)",
     )
 
+    @field_validator("score")
+    @classmethod
+    def _is_known_or_own(cls, value: str) -> str:
+        if value not in KNOWN_SCORES and not _OWN_SCORE.fullmatch(value):
+            raise ValueError(
+                f"there is no such score{suggest(value[:100], KNOWN_SCORES)}; give {', '.join(KNOWN_SCORES)}, or a "
+                "function of your own as path/to/file.py:function or package.module:function"
+            )
+        return value
+
+    @property
+    def has_score(self) -> bool:
+        """Whether frames have a score beside their RMSD."""
+        return self.score != "rmsd"
+
+    @property
+    def goal(self) -> Goal:
+        """Which way the score is better."""
+        return self.score_goal or KNOWN_SCORES.get(self.score, "minimise")
+
+    @property
+    def score_name(self) -> str:
+        """The score in a word: a known name, or the name of the function."""
+        return self.score.rpartition(":")[2]
+
 
 class StopSettings(_Group):
     """When the campaign ends; whichever comes first."""
@@ -248,6 +296,7 @@ class StopSettings(_Group):
     target_rmsd_angstrom: float | None = Field(
         None, gt=0, description="folded: a frame this near to the native structure"
     )
+    target_score: float | None = Field(None, description="a frame whose steering.score is this good, or better")
     max_iterations: int = Field(100, ge=1, description="iterations of simulate, train, analyse")
     max_time_us: float | None = Field(None, gt=0, description="aggregate simulated time")
     budget_gpu_hours: float | None = Field(
@@ -385,6 +434,7 @@ class Settings(_Group):
                 f"steering.window = {self.steering.window} is longer than steering.min_frames = "
                 f"{self.steering.min_frames}: the window must lie within a simulation that may be purged"
             )
+        self._check_score()
         return self
 
     @model_validator(mode="after")
@@ -404,6 +454,21 @@ class Settings(_Group):
                 f"system.solvent = 'explicit': the model '{system.model}' has no solvent; set system.model = 'all-atom'"
             )
         return self
+
+    def _check_score(self) -> None:
+        score, goal = self.steering.score, self.steering.score_goal
+        if score not in KNOWN_SCORES and goal is None:
+            raise ValueError(
+                f"steering.score = {_show(score)} is a function of your own: say by steering.score_goal=minimise or "
+                "steering.score_goal=maximise which way is better"
+            )
+        if not self.steering.has_score and goal == "maximise":
+            raise ValueError("steering.score_goal = 'maximise': the RMSD is minimised; name another steering.score")
+        if not self.steering.has_score and self.stop.target_score is not None:
+            raise ValueError(
+                f"stop.target_score = {self.stop.target_score:g} needs a steering.score; the target of the RMSD is "
+                "stop.target_rmsd_angstrom"
+            )
 
     @property
     def learns(self) -> bool:
@@ -547,6 +612,10 @@ def build_settings(
             group = group.get(part) if isinstance(group, dict) else None
         if isinstance(group, dict) and isinstance(group.get(name), str) and group[name]:
             group[name] = str((relative_to or Path.cwd()) / os.path.expanduser(group[name]))
+    steering = values.get("steering")
+    score = steering.get("score") if isinstance(steering, dict) else None
+    if isinstance(steering, dict) and isinstance(score, str) and ".py:" in score:
+        steering["score"] = str((relative_to or Path.cwd()) / os.path.expanduser(score))
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from entk_app.records import Decision, FrameRef, ModelRecord, ModelRef, Record, 
 from entk_app.run_folder import CUT_OFF
 from entk_app.run_reader import RunReader, RunState
 from entk_app.settings import Settings
-from entk_app.steering import SimulationHistory, asks_for_training, find_last_outlier
+from entk_app.steering import SimulationHistory, asks_for_training, find_best_score, find_last_outlier
 
 State = Literal["starting", "running", "ending", "ended", "dead"]
 Stage = Literal["simulate", "train", "simulate+train", "analyse", "simulate+analyse", "none"]
@@ -132,6 +132,10 @@ class StatusReport(Record):
     min_rmsd_angstrom: float | None
     min_rmsd_frame: FrameRef | None
     target_rmsd_angstrom: float | None
+    score: str | None = None
+    best_score: float | None = None
+    best_score_frame: FrameRef | None = None
+    target_score: float | None = None
     n_simulations: int
     n_purged: int
     n_restarts: int
@@ -170,6 +174,8 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
         best.min_rmsd_angstrom if best else None, *(slot.min_rmsd_angstrom for slot in slots)
     ) if rmsd is not None), default=None)  # fmt: skip
     is_whole = best is not None and best.min_rmsd_frame is not None and best.min_rmsd_angstrom == lowest
+    steering = run.settings.steering
+    scored = find_best_score(run.segments, steering.goal)
     actions = [action.kind for decision in run.decisions for action in decision.actions]
     iteration = run.going.iteration if run.going else 1
     logs = find_logs(run, layout)
@@ -213,6 +219,10 @@ def describe_run(run: RunState, layout: RunLayout) -> StatusReport:
         if is_whole and best is not None and best.min_rmsd_frame is not None
         else None,
         target_rmsd_angstrom=run.settings.stop.target_rmsd_angstrom,
+        score=steering.score_name if steering.has_score else None,
+        best_score=None if scored is None else scored.value,
+        best_score_frame=None if scored is None else scored.frame,
+        target_score=run.settings.stop.target_score,
         n_simulations=sum(bool(s.segments) or s.simulation in run.progress for s in run.simulations.values()),
         n_purged=actions.count("purge"),
         n_restarts=actions.count("restart"),

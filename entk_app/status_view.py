@@ -134,6 +134,8 @@ def _render_head(report: StatusReport, width: int) -> list[Text]:
     parts += [f"{n} {what}" for n, what in ((report.n_restarts, "from outliers"), (report.n_purged, "purged")) if n]
     lines.append(Text(" · ".join(parts)))
     lines += _render_rmsd(report, width)
+    if report.best_score is not None:
+        lines.append(_render_score(report))
     return _wrap(lines, width)
 
 
@@ -157,8 +159,17 @@ def _render_state(report: StatusReport) -> list[Text]:
         text = f"ends about {_when(first_end.unix, report.unix)}, in {describe_age(first_end.unix - report.unix)}"
         text += f" ({first_end.limit})"
         text += "".join(f", else {_when(end.unix, report.unix)} ({end.limit})" for end in others)
-        lines.append(Text(text + ("" if report.target_rmsd_angstrom is None else ", or when it folds")))
+        text += "" if report.target_rmsd_angstrom is None else ", or when it folds"
+        lines.append(Text(text + ("" if report.target_score is None else ", or when the score is reached")))
     return lines
+
+
+def _render_score(report: StatusReport) -> Text:
+    line = Text(f"best {report.score} ")
+    line.append(f"{report.best_score:.6g}", style="bold")
+    if report.target_score is not None:
+        line.append(f", target {report.target_score:g}")
+    return line.append(f" · {report.best_score_frame}")
 
 
 def _render_rmsd(report: StatusReport, width: int) -> list[Text]:

@@ -14,8 +14,17 @@ from typing import Literal
 
 import numpy as np
 
-from entk_app.records import Action, AnalysisRecord, Decision, FrameRef, Outlier, SegmentRecord, order_by_rmsd
-from entk_app.settings import Settings
+from entk_app.records import (
+    Action,
+    AnalysisRecord,
+    Decision,
+    FrameRef,
+    Outlier,
+    SegmentRecord,
+    order_by_rmsd,
+    order_by_score,
+)
+from entk_app.settings import Goal, Settings
 
 #: A simulation whose task fails so often in a row is ended; its slot is restarted.
 MAX_FAILURES = 2
@@ -130,6 +139,28 @@ class History:
     @property
     def min_rmsd_angstrom(self) -> float | None:
         return self.best.min_rmsd_angstrom if self.best else None
+
+    def find_best_score(self, goal: Goal) -> BestScore | None:
+        return find_best_score(self.segments, goal)
+
+
+@dataclass(frozen=True)
+class BestScore:
+    """The best score so far, and the frame that has it."""
+
+    value: float
+    frame: FrameRef
+
+
+def find_best_score(segments: Iterable[SegmentRecord], goal: Goal) -> BestScore | None:
+    """The best score of these segments' frames, the first of equals; None where they have none."""
+    known = [
+        BestScore(s.best_score, FrameRef(simulation=s.simulation, segment=s.segment, frame=s.best_score_frame))
+        for s in segments
+        if s.best_score is not None and s.best_score_frame is not None
+    ]
+    choose = min if goal == "minimise" else max
+    return choose(known, key=lambda best: best.value, default=None)
 
 
 def decide_start(settings: Settings, slots: Slots) -> Decision:
@@ -285,6 +316,7 @@ def decide_after_analysis(
     starts = _fill_slots(slots.simulate - len(stays), candidates, _next_id(history))
     n_restarts = sum(action.kind == "restart" for action in starts)
     reason = f"{len(stays)} go on, {len(leaving) + len(ended)} ended, {n_restarts} restarted from outliers"
+    reason += _describe_broken(analysis)
     actions = (*ended, *leaving, *stays, *starts)
     if slots.is_split:
         decision = _learn(history, settings, "simulate+learn", reason, actions, history.iteration + 1)
@@ -331,7 +363,7 @@ def decide_refill(
     starts = _fill_slots(n_slots - len(alive), candidates, _next_id(history))
     if not (ended or released or starts):
         return None
-    reason = f"{len(ended) + len(released)} ended, {len(starts)} started in free slots"
+    reason = f"{len(ended) + len(released)} ended, {len(starts)} started in free slots{_describe_broken(analysis)}"
     return _decision(history, following, reason, (*ended, *released, *starts))
 
 
@@ -381,6 +413,7 @@ def _fill_slots(count: int, candidates: Sequence[Outlier], first_id: int) -> lis
                     simulation=number,
                     origin=outlier.frame,
                     rmsd_angstrom=outlier.rmsd_angstrom,
+                    score=outlier.score,
                     reason=f"from the outlier {outlier.frame}, {_describe_outlier(outlier)}",
                 )
             )
@@ -393,11 +426,12 @@ def _fill_slots(count: int, candidates: Sequence[Outlier], first_id: int) -> lis
 def rank_restarts(outliers: Iterable[Outlier], history: History, settings: Settings) -> Sequence[Outlier]:
     """The outliers that a simulation may start from, in the order in which they are taken.
 
-    A frame that was a start before, and the first frame of a simulation, are left out. The same order for
-    the same seed and iteration. With ``one_per_region`` outliers near one another take turns with the others.
+    A frame that was a start before, the first frame of a simulation, and broken structures are left out. The same order
+    for the same seed and iteration. With ``one_per_region`` outliers near one another take turns with the others.
     """
     found = list(outliers)
     usable = [o for o in found if o.frame.key not in history.used and not (o.frame.segment == 0 == o.frame.frame)]
+    usable = [o for o in usable if not o.problems]
     ranked = _order_by_ranking(usable, history, settings)
     if not settings.steering.one_per_region:
         return ranked
@@ -424,21 +458,24 @@ def spread_regions(ranked: Sequence[Outlier], used: Iterable[int | None]) -> lis
 
 
 def _order_by_ranking(usable: Sequence[Outlier], history: History, settings: Settings) -> list[Outlier]:
-    by_rmsd = list(order_by_rmsd(usable))
-    ranking = settings.steering.ranking
-    if settings.steering.method == "random":
+    steering = settings.steering
+    if steering.method == "random":
         generator = np.random.default_rng([settings.seed, history.iteration, 0x72616E6B])
-        return [by_rmsd[place] for place in generator.permutation(len(by_rmsd))]
-    if ranking == "novelty" or any(o.rmsd_angstrom is None for o in usable):
+        in_order = order_by_rmsd(usable)
+        return [in_order[place] for place in generator.permutation(len(in_order))]
+    by_score = steering.has_score and steering.ranking in ("score", "mix")
+    is_unknown = any((o.score if by_score else o.rmsd_angstrom) is None for o in usable)
+    if steering.ranking == "novelty" or is_unknown:
         return sorted(usable, key=lambda o: (-o.isolation, o.frame.key))
-    if ranking == "rmsd":
-        return by_rmsd
+    best_first = list(order_by_score(usable, steering.goal) if by_score else order_by_rmsd(usable))
+    if steering.ranking != "mix":
+        return best_first
     generator = np.random.default_rng([settings.seed, history.iteration, 0x6D6978])
     ordered: list[Outlier] = []
-    while by_rmsd:
+    while best_first:
         turn = len(ordered) % 4
-        place = 0 if turn < 2 else int(generator.integers(len(by_rmsd))) if turn == 2 else -1
-        ordered.append(by_rmsd.pop(place))
+        place = 0 if turn < 2 else int(generator.integers(len(best_first))) if turn == 2 else -1
+        ordered.append(best_first.pop(place))
     return ordered
 
 
@@ -472,6 +509,14 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
             f"folded: simulation {best.simulation} segment {best.segment} frame {best.min_rmsd_frame} is at "
             f"{lowest:.2f} Å, the target is {target:g} Å",
         )
+    found = history.find_best_score(settings.steering.goal)
+    if stop.target_score is not None and found is not None and _reaches(found.value, stop.target_score, settings):
+        return decide_stop(
+            history,
+            "target_score",
+            f"{found.frame} has the {settings.steering.score_name} {found.value:.6g}, the target is "
+            f"{stop.target_score:g}",
+        )
     if stop.max_time_us is not None and history.time_us >= stop.max_time_us * (1 - 1e-9):
         return decide_stop(history, "max_time", f"{history.time_us:.6g} µs simulated, stop.max_time_us reached")
     if history.seconds_left <= 0:
@@ -485,6 +530,10 @@ def find_stop(history: History, settings: Settings) -> Decision | None:
             f"{history.seconds_needed / 60:.1f} min",
         )
     return None
+
+
+def _reaches(score: float, target: float, settings: Settings) -> bool:
+    return score <= target if settings.steering.goal == "minimise" else score >= target
 
 
 def decide_stop(history: History, stop_reason: str, reason: str) -> Decision:
@@ -539,6 +588,16 @@ def _describe_last(simulation: SimulationHistory, last_outlier: int | None) -> s
 
 
 def _describe_outlier(outlier: Outlier) -> str:
+    score = "" if outlier.score is None else f", score {outlier.score:.6g}"
     if outlier.rmsd_angstrom is None:
-        return f"isolation {outlier.isolation:.2f}"
-    return f"RMSD {outlier.rmsd_angstrom:.2f} Å"
+        return f"isolation {outlier.isolation:.2f}{score}"
+    return f"RMSD {outlier.rmsd_angstrom:.2f} Å{score}"
+
+
+def _describe_broken(analysis: AnalysisRecord | None) -> str:
+    """How many outliers nothing may start from, with an example; nothing where all are sound."""
+    broken = [] if analysis is None else [outlier for outlier in analysis.outliers if outlier.problems]
+    if not broken:
+        return ""
+    first = broken[0]
+    return f"; {len(broken)} outliers left out as broken structures, such as {first.frame}: {'; '.join(first.problems)}"

@@ -204,6 +204,9 @@ def _compare_frames(record: SegmentRecord, paths: SegmentPaths, steps_per_frame:
     rmsd = columns.get("rmsd_angstrom")
     if rmsd is not None and len(rmsd) and float(rmsd.min()) != record.min_rmsd_angstrom:
         yield f"the lowest RMSD of its frames is {rmsd.min():.6f} Å, its record says {record.min_rmsd_angstrom}"
+    score, place = columns.get("score"), record.best_score_frame
+    if score is not None and (place is None or not place < len(score) or float(score[place]) != record.best_score):
+        yield f"its record says that frame {place} has the best score, {record.best_score}: its frames do not"
 
 
 def _check_simulations(

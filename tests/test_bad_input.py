@@ -19,6 +19,7 @@ from entk_app.systems.sequences import parse_sequence
 from entk_app.systems.structures import ALPHA_HELIX, build_chain, read_protein
 
 OWN = ("--set", "system.name=mine")
+SCORE = ("--set", "steering.score_goal=minimise")
 ALL_ATOM = (*OWN, "--set", "system.model=all-atom", "--set", "system.pdb=bad.pdb")
 
 
@@ -90,6 +91,11 @@ def test_the_structure_that_the_others_are_made_from_is_good(helix, tmp_path):
         (["--set", "resource.cores_per_simulation=1000"], ["resource.cores_per_simulation = 1000", "cores"]),
         (["--set", "resource.cores=100000"], ["resource.cores = 100000"]),
         (["--set", "system.name=vilin"], ["'vilin'", "did you mean 'villin'"]),
+        (["--set", "steering.score=rmds"], ["steering.score = 'rmds'", "did you mean 'rmsd'", "file.py:function"]),
+        ([*SCORE, "--set", "steering.score=a.py:f"], ["steering.score", "there is no file", "a.py"]),
+        ([*SCORE, "--set", "steering.score=math:f"], ["'math:f'", "there is no function 'f' in math"]),
+        ([*SCORE, "--set", "steering.score=no_such_package:f"], ["ModuleNotFoundError", "no_such_package"]),
+        ([*SCORE, "--set", "steering.score=math:sqrt"], ["tried on the start structure", "'sqrt' raised TypeError"]),
         ([*OWN, "--set", "system.sequence=AAXA"], ["'X' at residue 3"]),
         ([*OWN, "--set", "system.sequence=AAA"], ["3 residues", "at least 4"]),
         ([*OWN, "--set", f"system.sequence={'A' * 401}"], ["401 residues", "at most 400", "system.pdb"]),

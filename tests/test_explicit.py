@@ -31,8 +31,10 @@ from entk_app.layout import RunLayout
 from entk_app.preflight import compute_frame_bytes, compute_trajectory_bytes, note_friction
 from entk_app.records import FrameRef, SegmentRecord, SimulateTask, SystemRecord, read_record, write_record
 from entk_app.report.write import write_report
+from entk_app.sanity import find_problems
 from entk_app.settings import build_settings
 from entk_app.systems import build_system, explicit
+from entk_app.systems.anatomy import describe_anatomy
 from entk_app.systems.build import load_system
 from entk_app.systems.pdb_text import read_pdb_text
 from entk_app.systems.sequences import parse_sequence
@@ -292,6 +294,19 @@ def test_a_restart_has_the_positions_and_the_box_of_its_frame(campaign, loaded):
     np.testing.assert_allclose(md.get_box(simulation), start.box, rtol=1e-12)
     # The campaign is left as its own tasks made it.
     shutil.rmtree(layout.segment(9, 0).folder.parent)
+
+
+def test_frames_in_water_are_sound_and_only_the_protein_has_to_keep_a_distance(campaign, loaded):
+    anatomy, step = describe_anatomy(loaded), read_universe(campaign.layout).trajectory[5]
+    assert find_problems(step.positions.astype(float), anatomy) == ()
+    assert anatomy.bulky.max() < loaded.record.chains[0][1]
+    # A water on an ion, as near as it is to magnesium.
+    names = [residue.name for residue in loaded.topology.residues()]
+    atoms = [next(residue.atoms()).index for residue in loaded.topology.residues()]
+    near = step.positions.astype(float)
+    ion, water = atoms[names.index("NA")], atoms[names.index("HOH")]
+    near[water : water + 3] += near[ion] + [1.9, 0.0, 0.0] - near[water]
+    assert find_problems(near, anatomy) == ()
 
 
 # A campaign.
@@ -582,6 +597,27 @@ def test_a_protein_of_two_chains_is_whole_however_it_was_cut(box, seed):
     joined = geometry.make_whole(cut, box, chains)
     np.testing.assert_array_equal(joined[0], cut[0])
     np.testing.assert_allclose(joined - joined[0], whole - whole[0], atol=1e-9)
+
+
+def test_all_atoms_of_a_chain_go_where_its_ca_atoms_go():
+    # Two chains of two residues of two atoms each, the second one box away; then a water.
+    chains, ca, box = ((0, 4), (4, 8)), np.array([0, 2, 4, 6]), np.diag([30.0, 30.0, 30.0])
+    whole = np.array([[1.0 * n, 0.5 * n, 0.0] for n in range(9)])
+    apart = whole.copy()
+    apart[4:8] += [30.0, -60.0, 0.0]
+    np.testing.assert_allclose(geometry.join_chains(apart, box, ca, chains), whole)
+    # A score sees them so too.
+    seen = []
+    writer = SimpleNamespace(add=lambda *frame: None)
+    score = lambda positions: seen.append(positions) or 0.0  # noqa: E731
+    reporter = md.FrameReporter(writer, tuple(ca.tolist()), 1, chains=chains, compute_score=score)
+    state = SimpleNamespace(
+        getKineticEnergy=lambda: 0.0 * unit.kilojoules_per_mole, getTime=lambda: 1.0 * unit.picosecond,
+        getPositions=lambda asNumpy: apart * 0.1 * unit.nanometer,
+        getPeriodicBoxVectors=lambda asNumpy: box * 0.1 * unit.nanometer,
+    )  # fmt: skip
+    reporter.report(SimpleNamespace(currentStep=1), state)
+    np.testing.assert_allclose(seen[0], whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("box", BOXES)

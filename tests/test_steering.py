@@ -36,10 +36,12 @@ def simulation(number, *lengths, rmsd=9.0, **kwargs):
     return SimulationHistory(number, segments=segments, **kwargs)
 
 
-def outlier(number, segment_number, frame, rmsd=5.0, distance=1.0):
+def outlier(number, segment_number, frame, rmsd=5.0, distance=1.0, score=None, problems=()):
     return Outlier(
         frame=FrameRef(simulation=number, segment=segment_number, frame=frame),
         rmsd_angstrom=rmsd,
+        score=score,
+        problems=problems,
         found_by=(Finding(latent_dim=3, eps=0.5, distance=distance),),
     )
 
@@ -194,6 +196,7 @@ def test_all_slots_simulate_until_the_initial_frames_exist_then_fewer_do():
     [
         (["stop.target_rmsd_angstrom=9.0"], {}, "target_rmsd"),
         (["stop.target_rmsd_angstrom=8.99"], {}, None),
+        (["steering.score=native_contacts", "stop.target_score=0.8"], {}, None),  # older segments have no score
         (["stop.max_time_us=0.002"], {}, "max_time"),
         (["stop.max_time_us=0.0021"], {}, None),
         ([], {"seconds_left": 10.0, "seconds_needed": 11.0}, "walltime"),
@@ -267,6 +270,107 @@ def test_a_simulation_that_failed_once_is_tried_again_and_twice_is_ended():
 def test_a_failed_analysis_lets_simulations_go_on():
     past = History(iteration=1, simulations=(simulation(0, 500), simulation(1, 500)))
     assert kinds(steering.decide_after_analysis(past, None, settings(), SLOTS)) == {0: "continue", 1: "continue"}
+
+
+def scored(goal, *assignments):
+    return settings("steering.score=mine:f", f"steering.score_goal={goal}", *assignments)
+
+
+@pytest.mark.parametrize(("goal", "frames"), [("minimise", [2, 1, 4, 3]), ("maximise", [4, 3, 1, 2])])
+def test_the_best_score_comes_first_whatever_the_rmsd(goal, frames):
+    found = [
+        outlier(0, 0, 1, 9.0, score=-1.0), outlier(0, 0, 2, 8.0, score=-2.0), outlier(0, 0, 3, 1.0, 1.0, score=3.0),
+        # Of equals the most isolated.
+        outlier(0, 0, 4, 2.0, 2.0, score=3.0),
+    ]  # fmt: skip
+    history = History(iteration=1, simulations=(simulation(0, 10),))
+    ranked = steering.rank_restarts(found, history, scored(goal, "steering.ranking=score"))
+    assert [o.frame.frame for o in ranked] == frames
+    by_rmsd = steering.rank_restarts(found, history, scored(goal, "steering.ranking=rmsd"))
+    assert [o.frame.frame for o in by_rmsd] == [3, 4, 2, 1]
+
+
+def test_the_mix_takes_best_and_worst_by_the_score():
+    # The RMSD says the contrary.
+    found = [outlier(0, 0, place + 1, 20.0 - place, score=float(place)) for place in range(12)]
+    history = History(iteration=3, simulations=(simulation(0, 20),))
+    lowest = [o.score for o in steering.rank_restarts(found, history, scored("minimise", "steering.ranking=mix"))]
+    highest = [o.score for o in steering.rank_restarts(found, history, scored("maximise", "steering.ranking=mix"))]
+    assert (lowest[:2], highest[:2]) == ([0.0, 1.0], [11.0, 10.0])
+    assert lowest[3] == max(set(range(12)) - {lowest[2]})
+    assert highest[3] == min(set(range(12)) - {highest[2]})
+
+
+def test_the_score_of_a_campaign_without_one_is_the_rmsd():
+    found = [outlier(0, 0, 1, 9.0), outlier(0, 0, 2, 8.0), outlier(0, 0, 3, 10.0)]
+    history = History(iteration=1, simulations=(simulation(0, 10),))
+    ranked = steering.rank_restarts(found, history, settings("steering.ranking=score"))
+    assert [o.frame.frame for o in ranked] == [2, 1, 3]
+
+
+def test_a_score_ranks_without_a_native_structure_and_novelty_where_one_is_missing():
+    found = [outlier(0, 0, 1, None, 5.0, score=2.0), outlier(0, 0, 2, None, 3.0, score=1.0)]
+    history = History(iteration=1, simulations=(simulation(0, 10),))
+    wanted = scored("minimise", "steering.ranking=score")
+    assert [o.frame.frame for o in steering.rank_restarts(found, history, wanted)] == [2, 1]
+    found.append(outlier(0, 0, 3, None, 9.0))
+    assert [o.frame.frame for o in steering.rank_restarts(found, history, wanted)] == [3, 1, 2]
+
+
+def test_a_restart_tells_its_score():
+    history = History(iteration=1, simulations=(simulation(0, 120), simulation(1, 120)), n_decisions=2)
+    found = analysis(outlier(1, 0, 110, rmsd=4.0, score=7.25), outlier(1, 0, 30, rmsd=3.0, score=9.5))
+    decision = steering.decide_after_analysis(history, found, scored("minimise", "steering.ranking=score"), SLOTS)
+    restart = next(action for action in decision.actions if action.kind == "restart")
+    assert (restart.score, restart.rmsd_angstrom) == (7.25, 4.0)
+    assert "RMSD 4.00 Å, score 7.25" in restart.reason
+
+
+def test_broken_structures_are_left_out_and_told_of():
+    torn = ("1 bond broken, the worst A to B: 9.00 Å, 3.80 Å at rest",)
+    found = analysis(
+        outlier(1, 0, 30, rmsd=1.0, problems=torn), outlier(1, 0, 110, rmsd=4.0), outlier(1, 0, 31, 2.0, problems=torn)
+    )
+    history = History(iteration=1, simulations=(simulation(0, 120), simulation(1, 120)))
+    assert [o.frame.frame for o in steering.rank_restarts(found.outliers, history, settings())] == [110]
+    decision = steering.decide_after_analysis(history, found, settings(), SLOTS)
+    assert kinds(decision) == {0: "purge", 1: "continue", 2: "restart"}
+    assert decision.reason.endswith(
+        f"; 2 outliers left out as broken structures, such as simulation 1 segment 0 frame 30: {torn[0]}"
+    )
+    # Where nothing else is left, nothing is purged for it.
+    only = analysis(outlier(1, 0, 110, problems=torn))
+    assert kinds(steering.decide_after_analysis(history, only, settings(), SLOTS)) == {0: "continue", 1: "continue"}
+    refill = steering.decide_refill(history, found, settings(), 3, "simulate")
+    assert [action.origin.frame for action in refill.actions] == [110]
+    assert "2 outliers left out" in refill.reason
+
+
+def with_scores(*scores):
+    """A simulation with a segment for each of these best scores."""
+    segments = tuple(
+        segment(0, place, 10).model_copy(update={"best_score": score, "best_score_frame": place + 3})
+        for place, score in enumerate(scores)
+    )
+    return History(iteration=1, simulations=(SimulationHistory(0, segments=segments),))
+
+
+@pytest.mark.parametrize(
+    ("goal", "target", "stops"),
+    [("minimise", 4.0, True), ("minimise", 3.99, False), ("maximise", 6.0, True), ("maximise", 6.01, False)],
+)
+def test_a_frame_that_reaches_the_target_score_ends_the_campaign(goal, target, stops):
+    wanted = scored(goal, "steering.ranking=score", f"stop.target_score={target}")
+    decision = steering.find_stop(with_scores(5.0, 4.0, 6.0), wanted)
+    assert (decision is not None) == stops
+    if decision is not None:
+        frame = "segment 1 frame 4" if goal == "minimise" else "segment 2 frame 5"
+        assert decision.stop_reason == "target_score"
+        assert decision.reason.startswith(f"simulation 0 {frame} has the f {target:g}, the target is {target:g}")
+
+
+def test_without_a_target_no_score_ends_a_campaign():
+    assert steering.find_stop(with_scores(-1e6), scored("minimise")) is None
 
 
 def in_region(number, region, rmsd):

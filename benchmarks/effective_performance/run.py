@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +36,10 @@ from entk_app.systems import build_system, write_system
 RESULTS = Path(__file__).with_name("results.csv")
 
 #: Temperature in units of epsilon/kB, of each system.
-TEMPERATURES = {"villin": 0.85, "bba": 0.75}
+TEMPERATURES = {"villin": 0.9, "bba": 1.0}
 
 #: What all campaigns have in common.
-COMMON = {
+COMMON: dict[str, dict[str, Any]] = {
     "system": {"model": "calpha"},
     "simulate": {"segment_ns": 0.08, "report_interval_ps": 2, "time_step_fs": 20, "friction_per_ps": 1},
     "train": {"latent_dims": [4], "epochs": 12, "patience": 4, "block_frames": 20, "max_frames": 2000},
@@ -47,14 +48,27 @@ COMMON = {
 }
 N_SLOTS = 4
 
+#: Half of the slots restart in every iteration, from simulations that are at least a segment long.
+STEERING = ["steering.min_frames=40", "steering.window=40", "steering.min_restarts=2"]
+
 #: What an arm changes of it.
-ARMS: dict[str, list[str]] = {
+ARMS = {
     "none": ["steering.method=none"],
     "random": ["steering.method=random"],
     "rmsd-only": ["steering.method=rmsd-only"],
     "cvae": ["steering.method=cvae"],
 }
-STEERING = ["steering.min_frames=40", "steering.window=40", "steering.min_restarts=2"]
+
+#: Tried on villin, with other seeds than the arms are reported with.
+VARIANTS = {
+    "cvae, 1 of 4 restarts": ["steering.min_restarts=1"],
+    "cvae, 3 of 4 restart": ["steering.min_restarts=3"],
+    "cvae, one a region": ["steering.one_per_region=true"],
+    "cvae, mix": ["steering.ranking=mix"],
+    "cvae, mix, one a region": ["steering.ranking=mix", "steering.one_per_region=true"],
+    "cvae, novelty": ["steering.ranking=novelty"],
+    "cvae, purge late": ["steering.window=120", "steering.min_frames=120"],
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=list(TEMPERATURES))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *VARIANTS], metavar="ARM")
     parser.add_argument("--first", type=int, default=1, metavar="SEED")
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--reference", action="append", default=[], metavar="SYSTEM=FILE", help="native structure")
@@ -107,7 +121,8 @@ def run_one(asked: tuple[str, str, int, str | None, list[str]]) -> Row:
     system, arm, seed, reference, assignments = asked
     began = time.monotonic()
     own = {"system": {"name": system, "reference": reference, "reduced_temperature": TEMPERATURES[system]}}
-    settings = build_settings(COMMON, own, assignments=[*STEERING, *ARMS[arm], *assignments, f"seed={seed}"])
+    chosen = {**ARMS, **VARIANTS}[arm]
+    settings = build_settings(COMMON, own, assignments=[*STEERING, *chosen, *assignments, f"seed={seed}"])
     with tempfile.TemporaryDirectory() as folder:
         layout = RunLayout(Path(folder) / "run")
         built = build_system(settings, cache=Path(folder) / "cache")

@@ -63,6 +63,7 @@ class Measures:
     longest_us: float | None
     n_iterations: int
     min_rmsd_angstrom: float | None
+    best_score: float | None
     train_minutes: float | None
     epochs: float | None
     seconds_per_epoch: float | None
@@ -85,6 +86,7 @@ def measure(data: ReportData) -> Measures:
         longest_us=max((life.time_ps for life in lives), default=0.0) * 1e-6 if lives else None,
         n_iterations=data.status.n_iterations,
         min_rmsd_angstrom=min(lowest, default=None),
+        best_score=data.status.best_score,
         train_minutes=_median(record.seconds_train / 60.0 for record in records),
         epochs=_median(record.epochs for record in records),
         seconds_per_epoch=_median(record.seconds_per_epoch for record in records),
@@ -200,6 +202,11 @@ def build_table_1(data: ReportData, ours: Measures) -> TextTable:
     ]
     if ours.min_rmsd_angstrom is None:
         notes.append("No lowest RMSD: there is no native structure, or no segment is whole.")
+    if data.status.best_score is not None:
+        notes.append(
+            f"Best {data.status.score} ({data.run.settings.steering.goal}d): {data.status.best_score:.6g}, "
+            f"{data.status.best_score_frame}."
+        )
     return TextTable(
         "table-1",
         "Simulations (the paper's table 1)",
@@ -207,7 +214,7 @@ def build_table_1(data: ReportData, ours: Measures) -> TextTable:
          "platform", "friction (1/ps)"),
         tuple(rows),
         _gather(data, ours, "n_simulations", "total_time_us", "shortest_us", "longest_us", "n_iterations",
-                "min_rmsd_angstrom"),
+                "min_rmsd_angstrom", *(["best_score"] if data.status.score else [])),
         (*notes, *_note_physics(data)),
     )  # fmt: skip
 
@@ -249,7 +256,8 @@ def _gather(data: ReportData, ours: Measures, *names: str) -> Table:
     return Table({
         "system": [data.system.name, *(row.system for row in paper.ROWS)],
         "source": ["campaign", *("paper" for _ in paper.ROWS)],
-        **{name: [getattr(row, name) for row in rows] for name in names},
+        # The paper has no score beside the RMSD.
+        **{name: [getattr(row, name, None) for row in rows] for name in names},
         "platform": [describe_platform(data), *(paper.PLATFORM for _ in paper.ROWS)],
         "friction_per_ps": [data.run.settings.simulate.friction_per_ps, *(paper.FRICTION_PER_PS for _ in paper.ROWS)],
     })  # fmt: skip

@@ -16,6 +16,7 @@ from entk_app.errors import StructureError
 from entk_app.integrity import check_file, digest_files
 from entk_app.layout import RunLayout
 from entk_app.records import SystemRecord, read_record, write_record, write_text
+from entk_app.scores import Scorer, choose_score, describe_molecule, load_score
 from entk_app.settings import Settings, SystemSettings, suggest
 from entk_app.systems import allatom, calpha, explicit
 from entk_app.systems.catalogue import CATALOGUE, KnownSystem
@@ -42,12 +43,15 @@ class BuiltSystem:
     system : openmm.System
     native : Structure or None
     record : SystemRecord
+    score_source : str or None
+        Text of the file of the user's own score.
     """
 
     start: Structure
     system: Any
     native: Structure | None
     record: SystemRecord
+    score_source: str | None = None
 
 
 def build_system(settings: Settings, cache: Path) -> BuiltSystem:
@@ -63,6 +67,8 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
     ------
     StructureError
         An unknown name, a structure that cannot be simulated, or a reference of another protein.
+    SettingsError
+        The score does not work on the start structure.
     """
     asked = settings.system
     known = CATALOGUE.get(asked.name)
@@ -108,19 +114,23 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
     else:
         start, system = allatom.build(chain, settings.simulate)
         force_field = " + ".join(allatom.FORCE_FIELD)
+    ca_indices = tuple(start.ca_indices())
+    molecule = describe_molecule(start.topology, ca_indices, None if native is None else native.ca_positions())
+    score = choose_score(settings, molecule, start.positions)
     record = SystemRecord(
         name=asked.name,
         model=asked.model,
         sequence=start.sequence(),
         n_atoms=system.getNumParticles(),
-        n_residues=len(start.ca_indices()),
-        ca_indices=tuple(start.ca_indices()),
+        n_residues=len(ca_indices),
+        ca_indices=ca_indices,
         has_native=native is not None,
         force_field=force_field,
         solvent=asked.solvent,
         chains=explicit.find_chains(start) if asked.solvent == "explicit" else (),
+        score=None if score is None else score.record,
     )
-    return BuiltSystem(start, system, native, record)
+    return BuiltSystem(start, system, native, record, None if score is None else score.source)
 
 
 def _find_start(asked: SystemSettings, known: KnownSystem | None) -> tuple[Structure, Any]:
@@ -148,7 +158,9 @@ def write_system(built: BuiltSystem, layout: RunLayout) -> None:
     if built.native is not None:
         write_text(layout.native, _to_pdb(built.native))
     write_text(layout.system_xml, openmm.XmlSerializer.serialize(built.system))
-    written = (layout.topology, layout.native, layout.system_xml)
+    if built.score_source is not None:
+        write_text(layout.score, built.score_source)
+    written = (layout.topology, layout.native, layout.system_xml, layout.score)
     files = digest_files(path for path in written if path.exists())
     write_record(layout.system_record, built.record.model_copy(update={"files": files}))
 
@@ -186,6 +198,25 @@ def load_system(layout: RunLayout) -> LoadedSystem:
         native_ca=native,
         record=record,
     )
+
+
+def load_scorer(layout: RunLayout, loaded: LoadedSystem, contact_cutoff_angstrom: float) -> Scorer | None:
+    """The campaign's score; None where it has none beside the RMSD.
+
+    Raises
+    ------
+    DamagedError
+        The file of the user's score is not the one that the campaign was begun with.
+    ScoreError
+        It cannot be loaded here.
+    """
+    record = loaded.record.score
+    if record is None:
+        return None
+    if layout.score.name in loaded.record.files:
+        check_file(layout.score, loaded.record.files)
+    molecule = describe_molecule(loaded.topology, loaded.record.ca_indices, loaded.native_ca)
+    return load_score(record, layout.score, molecule, contact_cutoff_angstrom)
 
 
 def write_positions(

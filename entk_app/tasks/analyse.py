@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entk_app.errors import DataError, RecordError
-from entk_app.frames import FrameIndex, Frames, read_embeddings, read_frames, read_rmsd, split_rows, write_embeddings
+from entk_app.frames import (
+    FrameIndex,
+    Frames,
+    read_embeddings,
+    read_frames,
+    read_numbers,
+    read_rmsd,
+    split_rows,
+    write_embeddings,
+)
 from entk_app.integrity import check_file, read_model, read_segment
 from entk_app.layout import RunLayout
 from entk_app.outliers import OutlierSet, find_outliers, group_regions
@@ -34,9 +43,11 @@ from entk_app.records import (
     read_record,
     write_record,
 )
+from entk_app.sanity import find_problems
 from entk_app.settings import Settings, build_settings, read_config
 from entk_app.tasks import hang
 from entk_app.training_set import average_blocks, list_blocks
+from entk_app.trajectory import read_positions
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +92,7 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     del read_maps
     refs = {row: index.ref(row) for _, result in found for row in result.rows.tolist()}
     regions = find_regions(map_latent, map_eps, refs)
-    outliers = join_outliers(found, refs, read_rmsd(layout, refs.values()), regions)
+    outliers = judge_outliers(layout, join_outliers(found, refs, read_rmsd(layout, refs.values()), regions))
     write_record(
         layout.analysis(task.iteration),
         AnalysisRecord(
@@ -108,7 +119,8 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
             unix_end=time.time(),
         ),
     )
-    logger.info("%d outliers among %d frames", len(outliers), len(index))
+    n_problems = sum(bool(outlier.problems) for outlier in outliers)
+    logger.info("%d outliers among %d frames, %d of them broken", len(outliers), len(index), n_problems)
 
 
 def _publish_choice(
@@ -130,7 +142,7 @@ def _publish_choice(
             iteration=task.iteration,
             best_model=None,
             models=(),
-            outliers=order_by_rmsd(outliers),
+            outliers=judge_outliers(layout, order_by_rmsd(outliers)),
             n_frames=len(index),
             min_rmsd_angstrom=task.min_rmsd_angstrom,
             seconds_encode=0.0,
@@ -294,4 +306,30 @@ def join_outliers(
     return order_by_rmsd(
         Outlier(frame=refs[row], rmsd_angstrom=rmsd[refs[row]], found_by=tuple(findings), region=regions[row])
         for row, findings in by_row.items()
+    )
+
+
+def judge_outliers(layout: RunLayout, outliers: Sequence[Outlier]) -> tuple[Outlier, ...]:
+    """The outliers with their scores, and with what keeps a simulation from starting there.
+
+    Raises
+    ------
+    DamagedError
+        A file is not the one that was published.
+    """
+    if not outliers:
+        return ()
+    from entk_app.systems.anatomy import describe_anatomy
+    from entk_app.systems.build import load_system
+
+    loaded = load_system(layout)
+    anatomy, refs = describe_anatomy(loaded), [outlier.frame for outlier in outliers]
+    scores = read_numbers(layout, refs, "score") if loaded.record.score is not None else {}
+    problems = {}
+    for ref, positions in read_positions(layout, refs):
+        hang.beat()
+        problems[ref] = find_problems(positions, anatomy)
+    return tuple(
+        outlier.model_copy(update={"score": scores.get(outlier.frame), "problems": problems[outlier.frame]})
+        for outlier in outliers
     )

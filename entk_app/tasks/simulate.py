@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entk_app import md
-from entk_app.errors import DataError, Interrupted
+from entk_app import md, sanity
+from entk_app.errors import BrokenStructureError, DataError, Interrupted
 from entk_app.frames import FrameWriter
 from entk_app.integrity import check_file, digest_files, read_segment
 from entk_app.layout import RunLayout, SegmentPaths
@@ -28,8 +28,10 @@ from entk_app.records import (
     read_record,
     write_record,
 )
+from entk_app.scores import Scorer
 from entk_app.settings import Settings, build_settings, read_config
-from entk_app.systems.build import LoadedSystem, load_system, write_positions
+from entk_app.systems.anatomy import describe_anatomy
+from entk_app.systems.build import LoadedSystem, load_scorer, load_system, write_positions
 from entk_app.tasks import Stopper, hang
 from entk_app.trajectory import StoredFrame, read_stored
 
@@ -58,6 +60,7 @@ def _run(layout: RunLayout, task: SimulateTask, stopper: Stopper, placement: Pla
         raise Interrupted(f"simulation {task.simulation} was ended before this segment began: there is nothing to keep")
     settings = build_settings(read_config(layout.settings))
     loaded = load_system(layout)
+    scorer = load_scorer(layout, loaded, settings.simulate.contact_cutoff_angstrom)
     start = find_start(layout, task, loaded)
     noise_seed, velocity_seed = (int(s) for s in np.random.SeedSequence(task.seed).generate_state(2) >> 1)
     simulation, platform = md.create_context(
@@ -65,7 +68,7 @@ def _run(layout: RunLayout, task: SimulateTask, stopper: Stopper, placement: Pla
     )
     logger.info("simulation %d on %s", task.simulation, platform)
     md.begin(simulation, start, settings.simulate, velocity_seed)
-    running = _Running(layout, task, settings, loaded, simulation, platform, placement, stopper)
+    running = _Running(layout, task, settings, loaded, scorer, simulation, platform, placement, stopper)
     segment, n_frames, minutes = task.segment, task.n_frames, task.minutes
     record = running.run_segment(segment, n_frames, minutes, unix_start)
     while record.ended_by == "save":
@@ -82,6 +85,8 @@ def find_start(layout: RunLayout, task: SimulateTask, loaded: LoadedSystem) -> m
     ------
     DamagedError
         The State or the outlier's trajectory is not as it was published.
+    BrokenStructureError
+        The outlier's positions are no structure of this molecule.
     """
     if task.previous is not None:
         before = layout.segment(task.simulation, task.previous)
@@ -89,6 +94,9 @@ def find_start(layout: RunLayout, task: SimulateTask, loaded: LoadedSystem) -> m
         return md.Start(state_xml=before.state.read_text(encoding="utf-8"))
     if task.origin is not None:
         frame = read_frame(layout, task.origin, loaded.record.is_periodic)
+        problems = sanity.find_problems(frame.positions, describe_anatomy(loaded))
+        if problems:
+            raise BrokenStructureError(f"nothing is simulated from {task.origin}: {'; '.join(problems)}")
         return md.Start(positions=frame.positions, box=frame.box)
     return md.Start(positions=loaded.start, minimise=True)
 
@@ -101,6 +109,7 @@ class _Running:
     task: SimulateTask
     settings: Settings
     loaded: LoadedSystem
+    scorer: Scorer | None
     simulation: Any
     platform: str
     placement: Placement
@@ -128,6 +137,7 @@ class _Running:
                 self.settings.faults.save_minutes,
                 names=(work.trajectory.name, work.log.name, work.state.name),
                 chains=self.loaded.record.chains,
+                compute_score=self.scorer,
                 should_stop=self.stopper,
                 on_frame=_report_progress(task.simulation, segment, progress),
             )
@@ -157,6 +167,7 @@ class _Running:
             self.loaded.native_ca,
             self.settings.simulate.contact_cutoff_angstrom,
             positions,
+            score=self.loaded.record.score,
         )
 
     def _to_record(
@@ -177,6 +188,8 @@ class _Running:
             min_rmsd_angstrom=result.min_rmsd,
             min_rmsd_frame=result.min_rmsd_frame,
             last_rmsd_angstrom=result.last_rmsd,
+            best_score=result.best_score,
+            best_score_frame=result.best_score_frame,
             platform=self.platform,
             device=self.placement.device,
             cores=self.task.cores,
