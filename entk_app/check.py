@@ -23,6 +23,7 @@ from entk_app.preflight import (
     compute_times,
     count_bytes_in,
     find_free_bytes,
+    note_friction,
     note_steering,
     say_bytes,
     say_remedy,
@@ -91,7 +92,7 @@ def check_campaign(settings: Settings, layout: RunLayout, folders: list[Path], i
         system = attempt(lambda: _build(settings, layout, probed, is_resumed))
         speed = training = size = None
         if system is not None and machine is not None:
-            notes += note_steering(settings, system.has_native)
+            notes += [*note_steering(settings, system.has_native), *note_friction(settings)]
             speed, training, size = _measure(settings, system, machine, probed, notes, problems)
             if not is_here and (speed or training):
                 notes.append("speeds are of this machine, not of the resource's")
@@ -110,6 +111,7 @@ def check_campaign(settings: Settings, layout: RunLayout, folders: list[Path], i
         notes=tuple(notes),
         name=system.name if system else None,
         model=system.model if system else None,
+        solvent=system.solvent if system else None,
         n_residues=system.n_residues if system else None,
         n_atoms=system.n_atoms if system else None,
         has_native=system.has_native if system else None,
@@ -277,10 +279,12 @@ def _say_number(value: float) -> str:
 def render_report(report: Report) -> list[str]:
     """The report as lines of plain text."""
     native = "native structure known" if report.has_native else "no native structure"
+    solvent = " in explicit solvent" if report.solvent == "explicit" else ""
     rows = [
         (
             "system",
-            f"{report.name}, {report.model}, {report.n_residues} residues, {report.n_atoms} particles; {native}"
+            f"{report.name}, {report.model}{solvent}, {report.n_residues} residues, {report.n_atoms} particles; "
+            + native
             if report.name
             else "cannot be built",
         ),

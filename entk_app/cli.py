@@ -159,6 +159,9 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-simulated", action="store_true", help="structures are not superposed on the native structure"
     )
+    parser.add_argument(
+        "--solvent", action="store_true", help="structures of a system in explicit solvent: with its water and ions"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite files that are there")
     parser.set_defaults(function=_export)
 
@@ -389,6 +392,7 @@ def _export(options: argparse.Namespace) -> int:
         _as_folder(options.output),
         latent_dim=options.latent,
         superpose=not options.as_simulated,
+        solvent=options.solvent,
         force=options.force,
     )
     rmsd = "" if result.rmsd_range is None else ", RMSD {:.2f} to {:.2f} Å".format(*result.rmsd_range)
@@ -672,9 +676,9 @@ def _reopen(layout: Any, settings: Any) -> Any:
 
 def _notes(settings: Any, resource: Any, has_native: bool) -> list[str]:
     """What the user may not expect of a campaign that runs all the same."""
-    from entk_app.preflight import note_steering
+    from entk_app.preflight import note_friction, note_steering
 
-    notes = note_steering(settings, has_native)
+    notes = [*note_steering(settings, has_native), *note_friction(settings)]
     if resource.is_emulated:
         notes.append(f"{resource.label} is emulated: its devices are counted, the tasks share this machine's cores")
     elif resource.gpus and settings.resource.require_gpu is False:
@@ -697,7 +701,7 @@ def _drive(settings: Any, resource: Any, machine: Any, layout: Any, record: Any,
     shared = f", {machine.sims_per_gpu} a GPU," if machine.sims_per_gpu > 1 else ""
     beside = f" beside {slots.learn} {'trainings' if settings.learns else 'analysis'}" if slots.is_split else ""
     lines = [
-        f"entk-app {__version__}: {record.name}, {record.model}, {record.n_residues} residues, "
+        f"entk-app {__version__}: {record.name}, {record.kind}, {record.n_residues} residues, "
         f"{record.n_atoms} particles; "
         f"{resource.label}: {nodes}{resource.cores} cores, {resource.gpus} GPUs, "
         f"{slots.simulate} simulations at a time{shared}{beside}; seed {settings.seed}",

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entk_app import __version__
+from entk_app import __version__, geometry
 from entk_app.classes import FoldClass, find_class_limits
 from entk_app.errors import ExportError
 from entk_app.frame_table import FrameTable, Selection, read_outliers
 from entk_app.layout import RunLayout
 from entk_app.records import FrameRef, ModelRef, SystemRecord
 from entk_app.run_reader import RunReader, RunState
+from entk_app.trajectory import read_stored
 
 if TYPE_CHECKING:
     import pyarrow
@@ -74,6 +75,7 @@ def export_frames(
     *,
     latent_dim: int | None = None,
     superpose: bool = True,
+    solvent: bool = False,
     force: bool = False,
 ) -> ExportResult:
     """Write the chosen frames: as structures or as a table, as the name of the file ends.
@@ -91,6 +93,8 @@ def export_frames(
         Latent coordinates are of the newest model of this size; None: of the last analysis' best.
     superpose : bool
         Structures: on the CA atoms of the native structure; where there is none, of the first frame.
+    solvent : bool
+        Structures of a system in explicit solvent: its water and ions too, not the protein alone.
     force : bool
         Overwrite what is there.
 
@@ -108,7 +112,7 @@ def export_frames(
     with _published(paths) as temporary:
         counted = _Counted(table.read())
         if kind in STRUCTURES:
-            _write_structures(table, counted, temporary, superpose)
+            _write_structures(table, counted, temporary, superpose, solvent)
         else:
             _write_table(table, counted, temporary[0])
         if not counted.n_frames:
@@ -338,11 +342,12 @@ def _csv_writer(path: Path, schema: pyarrow.Schema) -> Iterator[Any]:
 
 
 def _write_structures(
-    table: FrameTable, pieces: Iterable[pyarrow.Table], paths: tuple[Path, ...], superpose: bool
+    table: FrameTable, pieces: Iterable[pyarrow.Table], paths: tuple[Path, ...], superpose: bool, solvent: bool
 ) -> None:
     """A multi-model PDB file, or XTC and topology; and which frame is which."""
     import MDAnalysis as mda
     import pyarrow as pa
+    from MDAnalysis.lib.mdamath import triclinic_box
 
     layout, ca = table.layout, np.asarray(table.system.ca_indices)
     fixed = _read_native(table) if superpose else None
@@ -352,10 +357,11 @@ def _write_structures(
         # What a PDB file of a simulated protein does not hold: occupancies, a unit cell ...
         warnings.simplefilter("ignore")
         universe = mda.Universe(str(layout.topology))
+        written = universe.atoms if solvent else select_protein(universe, table.system)
         with (
-            mda.Writer(str(paths[0]), n_atoms=len(universe.atoms), multiframe=True) as writer,
+            mda.Writer(str(paths[0]), n_atoms=len(written), multiframe=True) as writer,
             _csv_writer(paths[1], table.schema.insert(0, model)) as which,
-            _Positions(layout) as positions,
+            _Positions(layout, table.system) as positions,
         ):
             for piece in pieces:
                 numbers = pa.array(range(n_before + 1, n_before + 1 + piece.num_rows), pa.int32())
@@ -363,15 +369,27 @@ def _write_structures(
                 n_before += piece.num_rows
                 columns = (piece[name].to_pylist() for name in ("simulation", "segment", "frame", "time_ps"))
                 for simulation, segment, frame, time_ps in zip(*columns, strict=True):
-                    placed = positions.read(simulation, segment, frame)
+                    placed, box = positions.read(simulation, segment, frame)
                     if superpose:
                         fixed = placed[ca] if fixed is None else fixed
                         placed = superpose_on(placed, ca, fixed)
                     universe.atoms.positions = placed
                     universe.trajectory.ts.time = time_ps
-                    writer.write(universe.atoms)
-    if len(paths) > 2:
-        shutil.copyfile(layout.topology, paths[2])
+                    if table.system.is_periodic:
+                        # A frame that was turned does not lie in its box any more.
+                        universe.dimensions = None if superpose or box is None else triclinic_box(*box)
+                    writer.write(written)
+        if len(paths) > 2 and len(written) == len(universe.atoms):
+            shutil.copyfile(layout.topology, paths[2])
+        elif len(paths) > 2:
+            written.write(str(paths[2]))
+
+
+def select_protein(universe: Any, system: SystemRecord) -> Any:
+    """The atoms of an MDAnalysis universe that are the protein's: all of them without explicit solvent."""
+    if not system.chains:
+        return universe.atoms
+    return universe.atoms[np.concatenate([np.arange(first, end) for first, end in system.chains])]
 
 
 def _read_native(table: FrameTable) -> NDArray[np.float64] | None:
@@ -413,23 +431,26 @@ def superpose_on(
     return moved
 
 
-def read_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64]:
+def read_positions(layout: RunLayout, system: SystemRecord, ref: FrameRef) -> NDArray[np.float64]:
     """Positions of all atoms of a frame as they were simulated, shape (n_atoms, 3), ångström.
+
+    In a periodic box the chains of the protein are put side by side.
 
     Raises
     ------
     ExportError
         The trajectory cannot be read.
     """
-    with _Positions(layout) as positions:
-        return positions.read(ref.simulation, ref.segment, ref.frame)
+    with _Positions(layout, system) as positions:
+        return positions.read(ref.simulation, ref.segment, ref.frame)[0]
 
 
 class _Positions:
     """Frames of trajectories; the last one that was asked for stays open."""
 
-    def __init__(self, layout: RunLayout) -> None:
+    def __init__(self, layout: RunLayout, system: SystemRecord) -> None:
         self._layout = layout
+        self._system = system
         self._path: Path | None = None
         self._file: Any = None
 
@@ -440,8 +461,8 @@ class _Positions:
         if self._file is not None:
             self._file.close()
 
-    def read(self, simulation: int, segment: int, frame: int) -> NDArray[np.float64]:
-        """Positions of all atoms, shape (n_atoms, 3), ångström."""
+    def read(self, simulation: int, segment: int, frame: int) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Positions of all atoms, shape (n_atoms, 3), and the box of a periodic system, shape (3, 3); ångström."""
         from MDAnalysis.lib.formats.libdcd import DCDFile
 
         path = self._layout.segment(simulation, segment).trajectory
@@ -449,8 +470,12 @@ class _Positions:
             if path != self._path:
                 self.__exit__()
                 self._path, self._file = path, DCDFile(str(path))
-            self._file.seek(frame)
-            read: NDArray[np.float64] = self._file.read().xyz.astype(np.float64)
+            stored = read_stored(self._file, frame, self._system.is_periodic)
         except (OSError, EOFError) as error:
             raise ExportError(f"frame {frame} of {path} cannot be read: {error}") from None
-        return read
+        if stored.box is None:
+            return stored.positions, None
+        whole = geometry.join_chains(
+            stored.positions, stored.box, np.asarray(self._system.ca_indices), self._system.chains
+        )
+        return whole, stored.box

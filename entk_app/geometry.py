@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -162,6 +164,142 @@ def compute_native_fraction(contacts: NDArray[np.bool_], native: NDArray[np.bool
     if n_native == 0:
         return np.full(contacts.shape[:-1], np.nan)
     return contacts[..., native].sum(axis=-1) / n_native
+
+
+def find_nearest_images(differences: FloatArray, box: FloatArray) -> FloatArray:
+    """Differences of positions, moved by vectors of the box to their shortest.
+
+    Parameters
+    ----------
+    differences : array, shape (..., 3), ångström
+    box : array, shape (3, 3), ångström
+        Vectors by row, in the reduced form of OpenMM (lower triangular). What is nearer than half the box's least
+        width is found for any such box.
+
+    Returns
+    -------
+    array, shape (..., 3), ångström
+    """
+    nearest = np.array(differences, dtype=np.float64)
+    for axis in (2, 1, 0):
+        nearest -= np.round(nearest[..., axis, None] / box[axis, axis]) * box[axis]
+    return nearest
+
+
+def make_whole(positions: FloatArray, box: FloatArray, chains: NDArray[np.integer]) -> FloatArray:
+    """CA positions of a periodic system with no chain broken, and each chain next to the first.
+
+    Parameters
+    ----------
+    positions : array, shape (n_residues, 3), ångström
+        In the order of the chains.
+    box : array, shape (3, 3), ångström
+    chains : array of int, shape (n_residues,)
+        Number of each one's chain.
+
+    Returns
+    -------
+    array, shape (n_residues, 3), ångström
+        Each moved by whole vectors of the box; the first stays where it is.
+    """
+    whole = np.array(positions, dtype=np.float64)
+    centre = None
+    for chain in np.unique(chains):
+        rows = chains == chain
+        # Neighbours are 3.8 Å apart, far less than half a box.
+        steps = find_nearest_images(np.diff(whole[rows], axis=0), box)
+        joined = whole[rows][0] + np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)])
+        if centre is None:
+            centre = joined.mean(axis=0)
+        away = joined.mean(axis=0) - centre
+        whole[rows] = joined + (find_nearest_images(away, box) - away)
+    return whole
+
+
+def number_chains(atoms: NDArray[np.integer], chains: Sequence[tuple[int, int]]) -> NDArray[np.intp]:
+    """The chain, from 0, of each of some atoms.
+
+    Parameters
+    ----------
+    atoms : array of int, shape (n,)
+    chains : sequence of (int, int)
+        First atom of each chain and the one after its last, in order.
+
+    Returns
+    -------
+    array of int, shape (n,)
+    """
+    return np.searchsorted([first for first, _ in chains], atoms, side="right") - 1
+
+
+def join_chains(
+    positions: NDArray[np.float64], box: FloatArray, ca_indices: NDArray[np.integer], chains: Sequence[tuple[int, int]]
+) -> NDArray[np.float64]:
+    """Positions of all atoms with each chain of the protein where its CA atoms are by :func:`make_whole`.
+
+    Parameters
+    ----------
+    positions : array, shape (n_atoms, 3), ångström
+        Molecules are whole.
+    box : array, shape (3, 3), ångström
+    ca_indices : array of int, shape (n_residues,)
+    chains : sequence of (int, int)
+        First atom of each chain and the one after its last.
+
+    Returns
+    -------
+    array, shape (n_atoms, 3), ångström
+        Water and ions stay where they are.
+    """
+    numbers = number_chains(ca_indices, chains)
+    moves = make_whole(positions[ca_indices], box, numbers) - positions[ca_indices]
+    joined = positions.copy()
+    for number, (first, end) in enumerate(chains):
+        of_chain = moves[numbers == number]
+        if len(of_chain):
+            joined[first:end] += of_chain[0]
+    return joined
+
+
+def join_bonded(
+    positions: NDArray[np.float64], box: FloatArray, bonds: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Positions with every molecule in one piece.
+
+    Parameters
+    ----------
+    positions : array, shape (n_atoms, 3), ångström
+    box : array, shape (3, 3), ångström
+    bonds : array of int, shape (n_bonds, 2)
+
+    Returns
+    -------
+    array, shape (n_atoms, 3), ångström
+        The first atom of each molecule stays where it is; the positions as they are if nothing is broken.
+    """
+    steps = positions[bonds[:, 1]] - positions[bonds[:, 0]]
+    nearest = find_nearest_images(steps, box)
+    if np.allclose(steps, nearest):
+        return positions
+    whole = np.array(positions, dtype=np.float64)
+    bonded: dict[int, list[tuple[int, FloatArray]]] = {}
+    for (one, other), step in zip(bonds.tolist(), nearest, strict=True):
+        bonded.setdefault(one, []).append((other, step))
+        bonded.setdefault(other, []).append((one, -step))
+    placed: set[int] = set()
+    for first in sorted(bonded):
+        if first in placed:
+            continue
+        placed.add(first)
+        waiting = [first]
+        while waiting:
+            atom = waiting.pop()
+            for other, step in bonded[atom]:
+                if other not in placed:
+                    placed.add(other)
+                    whole[other] = whole[atom] + step
+                    waiting.append(other)
+    return whole
 
 
 def _as_positions(positions: FloatArray) -> FloatArray:

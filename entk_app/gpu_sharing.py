@@ -5,7 +5,7 @@ whole (``Continuous._change_slot_states``), so that nobody ever gets the rest. H
 Fractions fill the first devices of the first nodes, whole devices are taken from the last: so simulations close the
 gaps that others leave, and trainings find whole devices. A copy of this module goes on the ``PYTHONPATH`` of the agent
 as ``sitecustomize``, beside one of :mod:`entk_app.loopback`. It imports nothing else but the standard library. See
-docs/decisions/0023-several-simulations-a-gpu.md.
+docs/decisions/0021-several-simulations-a-gpu.md.
 """
 
 from __future__ import annotations

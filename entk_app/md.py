@@ -15,6 +15,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from entk_app import geometry
 from entk_app.errors import BlewUpError, EntkAppError, Interrupted
 from entk_app.frames import FrameWriter
 from entk_app.records import EndedBy
@@ -55,12 +56,15 @@ class Start:
         Serialized State of the segment before: positions, velocities, time and step go on as they were.
     positions : array, shape (n_atoms, 3), ångström, or None
         Positions that get fresh velocities.
+    box : array, shape (3, 3), ångström, or None
+        Of a periodic system: the box that the positions are of; None: that of the system.
     minimise : bool
         Minimise the positions first: the first segment from the initial structure.
     """
 
     state_xml: str | None = None
     positions: NDArray[np.floating] | None = None
+    box: NDArray[np.floating] | None = None
     minimise: bool = False
 
 
@@ -98,6 +102,8 @@ class FrameReporter:
         Steps from frame to frame.
     max_kinetic : float
         Kinetic energy, kJ/mol, above which the simulation has blown up.
+    chains : tuple of (int, int)
+        Of a periodic system: first atom of each chain and the one after its last. The protein is made whole by them.
     compute_score : callable or None
         Score of positions of shape (n_atoms, 3), ångström.
     """
@@ -108,10 +114,13 @@ class FrameReporter:
         ca_indices: tuple[int, ...],
         interval: int,
         max_kinetic: float = math.inf,
+        chains: tuple[tuple[int, int], ...] = (),
         compute_score: ComputeScore | None = None,
     ) -> None:
         self._writer = writer
         self._ca = np.asarray(ca_indices)
+        self._chains = chains or None
+        self._ca_chains = geometry.number_chains(self._ca, chains)
         self._interval = interval
         self._max_kinetic = max_kinetic
         self._compute_score = compute_score
@@ -128,9 +137,14 @@ class FrameReporter:
                 "what the thermostat keeps"
             )
         positions = to_trajectory_precision(state.getPositions(asNumpy=True)._value)
+        ca = positions[self._ca]
+        if self._chains is not None:
+            box = 10.0 * state.getPeriodicBoxVectors(asNumpy=True)._value
+            ca = geometry.make_whole(ca, box, self._ca_chains)
+            positions = geometry.join_chains(positions, box, self._ca, self._chains)
         score = None if self._compute_score is None else self._compute_score(positions)
         time_ps = state.getTime().value_in_unit(unit.picosecond)
-        self._writer.add(simulation.currentStep, time_ps, positions[self._ca], score)
+        self._writer.add(simulation.currentStep, time_ps, ca, score)
 
 
 class _TimedReporter:
@@ -182,7 +196,7 @@ def create_context(
     topology, system : openmm.app.Topology, openmm.System
     settings : SimulateSettings
     seed : int
-        Of the Langevin noise.
+        Of the Langevin noise, and of the barostat's moves where there is one.
     cores : int
         Threads on the CPU platform.
     gpus : int
@@ -202,6 +216,7 @@ def create_context(
         order = on_cpu if not gpus else (*_GPU_PLATFORMS, *on_cpu) if allow_cpu else _GPU_PLATFORMS
     else:
         order = (settings.platform,)
+    _seed_barostat(system, seed)
     reasons = []
     for name in order:
         if name not in present:
@@ -245,6 +260,7 @@ def run_segment(
     save_minutes: float,
     *,
     names: tuple[str, str, str],
+    chains: tuple[tuple[int, int], ...] = (),
     compute_score: ComputeScore | None = None,
     should_stop: Callable[[], EndedBy | None] = lambda: None,
     on_frame: Callable[[FrameWriter, float], None] = lambda writer, speed: None,
@@ -267,6 +283,8 @@ def run_segment(
         The segment ends after so long all the same, for the next to go on: what it has is then safe.
     names : (trajectory, log, state)
         File names.
+    chains : tuple of (int, int)
+        Of a periodic system: first atom of each chain of the protein and the one after its last.
     compute_score : callable or None
         Score of a frame's positions, shape (n_atoms, 3), ångström.
     should_stop : callable
@@ -293,7 +311,8 @@ def run_segment(
     max_kinetic = _HOT * _mean_kinetic(simulation.system, settings.temperature_k)
     reporters = [
         # First: what has blown up is not to be written by the others.
-        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic, compute_score)),
+        _TimedReporter(FrameReporter(writer, ca_indices, interval, max_kinetic, chains, compute_score)),
+        # Not wrapped into the box, which would break molecules; a periodic box is in each frame.
         _TimedReporter(app.DCDReporter(str(trajectory), interval, enforcePeriodicBox=False)),
         _TimedReporter(app.StateDataReporter(str(log), interval, **dict.fromkeys(_LOGGED, True))),
     ]
@@ -349,6 +368,8 @@ def begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) 
     if start.state_xml is not None:
         context.setState(openmm.XmlSerializer.deserialize(start.state_xml))
         return
+    if start.box is not None:
+        context.setPeriodicBoxVectors(*(start.box * 0.1))
     context.setPositions(np.asarray(start.positions) * 0.1)
     if start.minimise:
         simulation.minimizeEnergy(
@@ -356,6 +377,12 @@ def begin(simulation: Any, start: Start, settings: SimulateSettings, seed: int) 
             maxIterations=settings.minimise_max_iterations,
         )
     context.setVelocitiesToTemperature(settings.temperature_k * unit.kelvin, seed)
+
+
+def get_box(simulation: Any) -> NDArray[np.float64]:
+    """Vectors of the periodic box as it is now, by row, shape (3, 3), ångström."""
+    box: NDArray[np.float64] = 10.0 * simulation.context.getState().getPeriodicBoxVectors(asNumpy=True)._value
+    return box
 
 
 def _step_to_next_frame(
@@ -377,6 +404,14 @@ def _step_to_next_frame(
             return reason
         piece = max(_FIRST_PIECE, min(interval, int(piece / max(time.monotonic() - began, 1e-6))))
     return None
+
+
+def _seed_barostat(system: Any, seed: int) -> None:
+    """Give a barostat random numbers of its own: a part of the context that is made next."""
+    for force in system.getForces():
+        if isinstance(force, openmm.MonteCarloBarostat):
+            # Not the thermostat's; 0 would be a seed from the clock.
+            force.setRandomNumberSeed(int(np.random.SeedSequence((seed, 1)).generate_state(1)[0] >> 1) or 1)
 
 
 def _mean_kinetic(system: Any, temperature_k: float) -> float:

@@ -27,6 +27,8 @@ from entk_app.steering import Slots
 #: DCD: three axes of 4-byte numbers between two 4-byte record lengths each, behind a header.
 _DCD_HEADER = 276
 _DCD_RECORDS = 24
+#: Of a periodic system: six numbers of 8 bytes before each frame, between two record lengths.
+_DCD_BOX = 56
 
 #: ``frames.h5``: chunks of so many frames are written whole; columns of 8 bytes, two more with a native structure.
 _H5_CHUNK = 1024
@@ -52,6 +54,9 @@ _RADICAL_TASK = 40_000
 _TENSORFLOW = 900_000_000
 _TRAINING_COPIES = 5
 _SHUFFLED_FRAME = 300
+
+#: In explicit solvent the thermostat needs no more.
+_FRICTION_IN_WATER = 10.0
 
 #: Frames that are unpacked at a time, layers of feature maps that are alive while they are encoded.
 _ENCODE_BATCH = 1024
@@ -137,6 +142,7 @@ class Report(Record):
     notes: tuple[str, ...]
     name: str | None = None
     model: str | None = None
+    solvent: str | None = None
     n_residues: int | None = None
     n_atoms: int | None = None
     has_native: bool | None = None
@@ -230,6 +236,17 @@ def check_room(layout: RunLayout, settings: Settings, slots: Slots, system: Syst
     return None
 
 
+def note_friction(settings: Settings) -> list[str]:
+    """What to say of a friction that stands for water, where water is simulated."""
+    friction = settings.simulate.friction_per_ps
+    if settings.system.solvent != "explicit" or friction <= _FRICTION_IN_WATER:
+        return []
+    return [
+        f"simulate.friction_per_ps = {friction:g} stands for water, which system.solvent = 'explicit' simulates: 1 is "
+        "usual there, more slows the protein down"
+    ]
+
+
 def say_remedy(layout: RunLayout) -> str:
     """What to do about a disk without room."""
     return "make room" if layout.decisions.exists() else "make room, or choose another --run-dir"
@@ -240,9 +257,9 @@ def count_bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def compute_trajectory_bytes(n_atoms: int, n_frames: int) -> int:
+def compute_trajectory_bytes(n_atoms: int, n_frames: int, is_periodic: bool = False) -> int:
     """Size of a segment's ``trajectory.dcd``."""
-    return _DCD_HEADER + n_frames * (12 * n_atoms + _DCD_RECORDS)
+    return _DCD_HEADER + n_frames * (12 * n_atoms + _DCD_RECORDS + _DCD_BOX * is_periodic)
 
 
 def compute_frames_bytes(
@@ -257,7 +274,8 @@ def compute_frames_bytes(
 def compute_frame_bytes(system: SystemRecord) -> int:
     """What one more frame takes in trajectory, ``frames.h5`` and log."""
     columns = _H5_COLUMNS + _H5_NATIVE_COLUMNS * system.has_native + (system.score is not None)
-    return 12 * system.n_atoms + _DCD_RECORDS + geometry.count_bytes(system.n_residues) + 8 * columns + _LOG_ROW
+    frame = compute_trajectory_bytes(system.n_atoms, 1, system.is_periodic) - _DCD_HEADER
+    return frame + geometry.count_bytes(system.n_residues) + 8 * columns + _LOG_ROW
 
 
 def count_rounds(settings: Settings, slots: Slots, frames_per_segment: int) -> tuple[int, int]:
@@ -297,7 +315,7 @@ def compute_size(
             n_iterations = max(1, later + (not slots.is_split))
     n_segments = first * slots.total + later * slots.simulate
     segment = (
-        compute_trajectory_bytes(n_atoms, frames)
+        compute_trajectory_bytes(n_atoms, frames, system.is_periodic)
         + compute_frames_bytes(n_atoms, n_residues, system.has_native, frames, system.score is not None)
         + frames * _LOG_ROW
         + n_atoms * (_STATE_ATOM + _PDB_LINE)

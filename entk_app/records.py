@@ -119,7 +119,17 @@ class ScoreRecord(Record):
 
 
 class SystemRecord(Record):
-    """What is simulated, as built at the start of the campaign."""
+    """What is simulated, as built at the start of the campaign.
+
+    Attributes
+    ----------
+    ca_indices : tuple of int
+        The CA atoms among all that are simulated.
+    solvent : str
+        ``explicit``: water and ions in a periodic box; trajectories hold them and the box.
+    chains : tuple of (int, int)
+        Of explicit solvent: the first atom of each chain of the protein, and the one after its last.
+    """
 
     name: str
     model: Literal["all-atom", "calpha"]
@@ -129,8 +139,19 @@ class SystemRecord(Record):
     ca_indices: tuple[int, ...]
     has_native: bool
     force_field: str
+    solvent: Literal["implicit", "explicit"] = "implicit"
+    chains: tuple[tuple[int, int], ...] = ()
     score: ScoreRecord | None = None
     files: Digests = Field(default_factory=dict)
+
+    @property
+    def is_periodic(self) -> bool:
+        return self.solvent == "explicit"
+
+    @property
+    def kind(self) -> str:
+        """The model, and the solvent where it is simulated too."""
+        return f"{self.model} in explicit solvent" if self.is_periodic else self.model
 
 
 class SimulationRecord(Record):

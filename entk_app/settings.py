@@ -30,6 +30,8 @@ ALTERNATIVES = (("simulate.segment_ns", "simulate.segment_minutes"),)
 _PATHS = (
     "system.pdb",
     "system.reference",
+    "system.prmtop",
+    "system.inpcrd",
     "resource.scratch",
     *(f"resource.environments.{stage}" for stage in ("simulate", "train", "analyse")),
 )
@@ -112,6 +114,20 @@ class SystemSettings(_Group):
         le=5,
         description="calpha only: temperature in units of epsilon/kB; sets the contact energy epsilon = kB T / this",
     )
+    solvent: Literal["implicit", "explicit"] = Field(
+        "implicit",
+        description="all-atom: implicit (the paper's OBC), or explicit: water and ions in a periodic box with PME",
+    )
+    prmtop: Path | None = Field(
+        None, description="explicit: topology of AMBER in place of `pdb`, with `inpcrd`; it brings its own force field"
+    )
+    inpcrd: Path | None = Field(None, description="its coordinates and box (inpcrd or rst7)")
+    padding_angstrom: float = Field(
+        10.0, gt=0, le=100, description="explicit, where the start has no water: from the protein to the box's edge"
+    )
+    ionic_strength_molar: float = Field(
+        0.15, ge=0, le=5, description="likewise: NaCl in the water, beside the ions that make the box neutral"
+    )
 
 
 class SimulateSettings(_Group):
@@ -130,7 +146,12 @@ class SimulateSettings(_Group):
     friction_per_ps: float = Field(
         91.0, gt=0, le=1000, description="Langevin friction (91 is water's; 1 folds faster but is another kinetics)"
     )
-    cutoff_angstrom: float = Field(10.0, gt=0, le=1000, description="all-atom: non-bonded cutoff, no periodic box")
+    cutoff_angstrom: float = Field(
+        10.0, gt=0, le=1000, description="all-atom: non-bonded cutoff; of explicit solvent that of PME's direct space"
+    )
+    pressure_bar: float | None = Field(
+        1.0, gt=0, le=100_000, description="explicit: pressure (Monte Carlo barostat); null: constant volume"
+    )
     contact_cutoff_angstrom: float = Field(
         8.0, gt=0, le=1000, description="two CA atoms nearer than this are in contact"
     )
@@ -415,8 +436,6 @@ class Settings(_Group):
                 f"simulate.segment_ns = {sim.segment_ns:g} is shorter than one "
                 f"simulate.report_interval_ps = {sim.report_interval_ps:g}: a segment must hold at least one frame"
             )
-        if self.system.pdb is not None and self.system.sequence is not None:
-            raise ValueError("system.pdb or system.sequence: give one of them, not both")
         if isinstance(self.analyse.models, int) and self.analyse.models not in self.train.latent_dims:
             raise ValueError(
                 f"analyse.models = {self.analyse.models} is not among train.latent_dims = "
@@ -428,6 +447,24 @@ class Settings(_Group):
                 f"{self.steering.min_frames}: the window must lie within a simulation that may be purged"
             )
         self._check_score()
+        return self
+
+    @model_validator(mode="after")
+    def _check_system(self) -> Settings:
+        system = self.system
+        if system.pdb is not None and system.sequence is not None:
+            raise ValueError("system.pdb or system.sequence: give one of them, not both")
+        if (system.prmtop is None) != (system.inpcrd is None):
+            missing = "system.inpcrd" if system.inpcrd is None else "system.prmtop"
+            raise ValueError(f"system.prmtop and system.inpcrd belong together: give {missing} too")
+        if system.prmtop is not None and (system.pdb is not None or system.sequence is not None):
+            raise ValueError("system.prmtop brings its own structure: leave system.pdb and system.sequence out")
+        if system.prmtop is not None and system.solvent == "implicit":
+            raise ValueError("system.prmtop is read as a system in water: set system.solvent = 'explicit' too")
+        if system.solvent == "explicit" and system.model != "all-atom":
+            raise ValueError(
+                f"system.solvent = 'explicit': the model '{system.model}' has no solvent; set system.model = 'all-atom'"
+            )
         return self
 
     def _check_score(self) -> None:

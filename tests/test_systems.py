@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_villin_all_atom_builds_with_its_histidine(tmp_path):
 def test_bba_has_the_paper_s_504_atoms(tmp_path, model, n_atoms):
     built = build(tmp_path, name="bba", model=model, reference=str(BBA_REFERENCE))
     assert (built.record.n_atoms, built.record.n_residues) == (n_atoms, 28)
+
+
+def test_a_protein_is_built_twice_alike(fs_peptide, tmp_path):
+    # OpenMM draws the places of hydrogens from this generator.
+    random.random()
+    again = build(tmp_path, name="fs-peptide", model="all-atom")
+    np.testing.assert_array_equal(again.start.positions, fs_peptide.start.positions)
 
 
 def test_the_start_is_extended_and_the_native_fs_peptide_a_helix(fs_peptide):

@@ -306,7 +306,7 @@ def read_report_data(layout: RunLayout, now: float | None = None) -> ReportData:
     analyses = tuple(_read_analyses(layout, run, notes))
     native = _read_native(layout, system, notes)
     ca = np.asarray(system.ca_indices, dtype=np.intp)
-    representatives = tuple(_read_representatives(layout, frames, limits, native, ca, notes))
+    representatives = tuple(_read_representatives(layout, frames, limits, native, system, notes))
     usage, result = _read_account(layout, run.now, notes)
     return ReportData(
         layout=layout,
@@ -560,7 +560,7 @@ def _read_representatives(
     frames: FrameColumns,
     limits: ClassLimits,
     native: FloatArray | None,
-    ca: NDArray[np.intp],
+    system: SystemRecord,
     notes: _Notes,
 ) -> Iterator[Representative]:
     """The frame with the lowest RMSD, and of each class that has frames the one with its median."""
@@ -568,7 +568,7 @@ def _read_representatives(
         return
     for name, row in choose_representatives(frames.rmsd_angstrom, limits).items():
         ref = frames.ref(row)
-        positions = notes.attempt("structures", partial(_read_superposed, layout, ref, ca, native))
+        positions = notes.attempt("structures", partial(_read_superposed, layout, system, ref, native))
         if positions is not None:
             yield Representative(name, row, ref, float(frames.rmsd_angstrom[row]), positions)
 
@@ -591,9 +591,9 @@ def choose_representatives(rmsd: FloatArray, limits: ClassLimits) -> dict[str, i
     return chosen
 
 
-def _read_superposed(layout: RunLayout, ref: FrameRef, ca: NDArray[np.intp], native: FloatArray) -> FloatArray:
+def _read_superposed(layout: RunLayout, system: SystemRecord, ref: FrameRef, native: FloatArray) -> FloatArray:
     try:
-        return superpose_on(read_positions(layout, ref), ca, native)
+        return superpose_on(read_positions(layout, system, ref), np.asarray(system.ca_indices), native)
     except (ExportError, IndexError) as error:
         raise DataError(str(error)) from None
 

@@ -341,7 +341,7 @@ def list_settings(data: ReportData) -> list[tuple[str, str]]:
     simulate = settings.simulate
     length = f"{simulate.segment_ns:g} ns" if simulate.segment_ns is not None else f"{simulate.segment_minutes:g} min"
     told = [
-        ("System", f"{system.name}, {system.model}, {system.n_residues} residues, {system.n_atoms} particles"),
+        ("System", f"{system.name}, {system.kind}, {system.n_residues} residues, {system.n_atoms} particles"),
         ("Sequence", system.sequence or NOT_KNOWN),
         ("Force field", system.force_field),
         ("Dynamics", f"{simulate.temperature_k:g} K, friction {simulate.friction_per_ps:g}/ps, step "

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from entk_app.errors import RunFolderError
+from entk_app.export import select_protein
 from entk_app.layout import RunLayout
 from entk_app.report.data import ReportData, read_report_data
 from entk_app.report.figure import Figure, Missing, Table, draw_files
@@ -166,9 +167,12 @@ def _write_structures(data: ReportData, folder: Path) -> None:
         # What a PDB file of a simulated protein does not hold: occupancies, a unit cell ...
         warnings.simplefilter("ignore")
         universe = mda.Universe(str(data.layout.topology))
+        if data.system.is_periodic:
+            # Superposed frames do not lie in a box.
+            universe.dimensions = None
         for item in data.representatives:
             universe.atoms.positions = item.positions
-            universe.atoms.write(str(folder / f"structure-{item.name}.pdb"))
+            select_protein(universe, data.system).write(str(folder / f"structure-{item.name}.pdb"))
     shutil.copyfile(data.layout.native, folder / "native.pdb")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,7 +16,7 @@ from openmm import app, unit
 from entk_app.errors import StructureError
 from entk_app.settings import SimulateSettings
 from entk_app.systems.sequences import THREE_LETTER, parse_sequence, to_one_letter
-from entk_app.systems.structures import EXTENDED, Structure, build_chain, name_residue
+from entk_app.systems.structures import EXTENDED, Structure, build_chain, is_solvent, name_residue
 
 FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 
@@ -31,16 +34,11 @@ def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, 
     StructureError
         A residue matches no template of the force field: missing heavy atoms, unknown names.
     """
-    if structure.topology.getNumAtoms() == len(structure.ca_indices()):
-        raise StructureError(
-            f"{structure.source} holds CA atoms only: all-atom needs whole residues (or use system.model = 'calpha')"
-        )
-    _check_heavy_atoms(structure)
+    check_complete(structure)
     field = app.ForceField(*FORCE_FIELD)
     modeller = app.Modeller(structure.topology, structure.positions * 0.1 * unit.nanometer)
     try:
-        # Placing hydrogens minimises them in a context: not on a GPU of the node that launches.
-        modeller.addHydrogens(field, pH=7.0, platform=openmm.Platform.getPlatformByName("Reference"))
+        add_hydrogens(modeller, field)
         system = field.createSystem(
             modeller.topology,
             nonbondedMethod=app.CutoffNonPeriodic,
@@ -50,9 +48,27 @@ def build(structure: Structure, settings: SimulateSettings) -> tuple[Structure, 
         )
     except Exception as error:
         # Whatever OpenMM's modelling meets in a structure: the structure is what can be changed.
-        raise StructureError(_explain(error, structure)) from error
+        raise StructureError(explain(error, structure, FORCE_FIELD[0])) from error
     positions = np.asarray(modeller.positions.value_in_unit(unit.angstrom), dtype=np.float64)
     return Structure(modeller.topology, positions, structure.source), system
+
+
+def add_hydrogens(modeller: Any, field: Any) -> None:
+    """Add the hydrogens that are missing, as at pH 7; the same ones get the same places."""
+    # They are placed at random, then minimised in a context: not on a GPU of the node that launches.
+    with drawing_from(0):
+        modeller.addHydrogens(field, pH=7.0, platform=openmm.Platform.getPlatformByName("Reference"))
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """OpenMM's modelling draws from Python's own generator: seeded within, as it was before afterwards."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 @cache
@@ -65,10 +81,19 @@ def _heavy_atoms() -> dict[str, frozenset[str]]:
     }
 
 
-def _check_heavy_atoms(structure: Structure) -> None:
-    """Name what a residue lacks or has too many; hydrogens are added later."""
+def check_complete(structure: Structure) -> None:
+    """Name what a residue lacks or has too many; hydrogens are added later.
+
+    Raises
+    ------
+    StructureError
+    """
+    if structure.topology.getNumAtoms() == len(structure.ca_indices()):
+        raise StructureError(
+            f"{structure.source} holds CA atoms only: all-atom needs whole residues (or use system.model = 'calpha')"
+        )
     for chain in structure.topology.chains():
-        residues = list(chain.residues())
+        residues = [residue for residue in chain.residues() if not is_solvent(residue)]
         for residue in residues:
             one_letter = to_one_letter(residue.name)
             if one_letter is None:
@@ -88,7 +113,7 @@ def _check_heavy_atoms(structure: Structure) -> None:
                 )
 
 
-def _explain(error: Exception, structure: Structure) -> str:
+def explain(error: Exception, structure: Structure, force_field: str) -> str:
     """OpenMM counts residues from 0: name them as the file does."""
     residues = list(structure.topology.residues())
 
@@ -100,4 +125,4 @@ def _explain(error: Exception, structure: Structure) -> str:
         return name_residue(residue)
 
     reason = re.sub(r"residue (\d+) \(\w+\)", name, str(error))
-    return f"{structure.source}: the force field {FORCE_FIELD[0]} refuses it: {reason or type(error).__name__}"
+    return f"{structure.source}: the force field {force_field} refuses it: {reason or type(error).__name__}"

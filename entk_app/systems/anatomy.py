@@ -20,6 +20,10 @@ def describe_anatomy(loaded: LoadedSystem) -> Anatomy:
     centres = _find_centres(loaded.topology)
     is_calpha = loaded.record.model == "calpha"
     heavy = [atom.index for atom in atoms if atom.element is None or atom.element.symbol not in ("H", "D")]
+    if loaded.record.is_periodic:
+        # Ions and the water around them may be as near as that.
+        chains = loaded.record.chains
+        heavy = [index for index in heavy if any(first <= index < end for first, end in chains)]
     return Anatomy(
         labels=[f"{atom.residue.name} {atom.residue.id} {atom.name}" for atom in atoms],
         bonds=bonds,

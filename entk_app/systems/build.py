@@ -17,9 +17,9 @@ from entk_app.integrity import check_file, digest_files
 from entk_app.layout import RunLayout
 from entk_app.records import SystemRecord, read_record, write_record, write_text
 from entk_app.scores import Scorer, choose_score, describe_molecule, load_score
-from entk_app.settings import Settings, suggest
-from entk_app.systems import allatom, calpha
-from entk_app.systems.catalogue import CATALOGUE
+from entk_app.settings import Settings, SystemSettings, suggest
+from entk_app.systems import allatom, calpha, explicit
+from entk_app.systems.catalogue import CATALOGUE, KnownSystem
 from entk_app.systems.sequences import MIN_RESIDUES, parse_sequence
 from entk_app.systems.structures import (
     EXTENDED,
@@ -72,26 +72,19 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
     """
     asked = settings.system
     known = CATALOGUE.get(asked.name)
-    own = asked.pdb is not None or asked.sequence is not None
+    own = asked.pdb is not None or asked.sequence is not None or asked.prmtop is not None
     if known is None and not own:
         raise StructureError(
             f"system.name = '{asked.name}' is not a system known by name ({', '.join(CATALOGUE)})"
-            f"{suggest(asked.name, CATALOGUE)}; for a protein of your own give system.pdb or system.sequence too"
+            f"{suggest(asked.name, CATALOGUE)}; for a protein of your own give system.pdb, system.sequence or "
+            "system.prmtop too"
         )
     if known is not None and own:
         raise StructureError(
-            f"system.name = '{asked.name}' is a built-in system: choose another name for your own pdb or sequence"
+            f"system.name = '{asked.name}' is a built-in system: choose another name for your own pdb, sequence or "
+            "prmtop"
         )
-    if asked.pdb is not None:
-        chain = read_protein(asked.pdb, "system.pdb")
-        if len(chain.ca_indices()) < MIN_RESIDUES:
-            raise StructureError(
-                f"system.pdb: {len(chain.ca_indices())} residues in {asked.pdb} are too few, give at least "
-                f"{MIN_RESIDUES}"
-            )
-    else:
-        sequence = known.sequence if known is not None else asked.sequence
-        chain = build_chain(parse_sequence(sequence or ""), EXTENDED)
+    chain, amber = _find_start(asked, known)
     native = find_native(known, asked.reference, cache)
     if native is not None:
         check_reference(native, chain.sequence())
@@ -112,6 +105,12 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
         epsilon = calpha.compute_epsilon(settings)
         system = calpha.build(native.positions, epsilon, settings.simulate.contact_cutoff_angstrom)
         force_field = f"structure-based CA model, epsilon {epsilon:.6g} kJ/mol"
+    elif amber is not None:
+        start, system = chain, explicit.build_amber(chain, amber, settings.simulate)
+        force_field = f"topology of AMBER ({asked.prmtop.name if asked.prmtop else ''})"
+    elif asked.solvent == "explicit":
+        start, system = explicit.build(chain, settings)
+        force_field = " + ".join(explicit.FORCE_FIELD)
     else:
         start, system = allatom.build(chain, settings.simulate)
         force_field = " + ".join(allatom.FORCE_FIELD)
@@ -127,9 +126,29 @@ def build_system(settings: Settings, cache: Path) -> BuiltSystem:
         ca_indices=ca_indices,
         has_native=native is not None,
         force_field=force_field,
+        solvent=asked.solvent,
+        chains=explicit.find_chains(start) if asked.solvent == "explicit" else (),
         score=None if score is None else score.record,
     )
     return BuiltSystem(start, system, native, record, None if score is None else score.source)
+
+
+def _find_start(asked: SystemSettings, known: KnownSystem | None) -> tuple[Structure, Any]:
+    """The structure to start from, and the parameters of AMBER where it comes with them."""
+    if asked.prmtop is not None and asked.inpcrd is not None:
+        chain, amber = explicit.read_amber(asked.prmtop, asked.inpcrd)
+        what, where = "system.prmtop", asked.prmtop
+    elif asked.pdb is not None:
+        chain, amber = read_protein(asked.pdb, "system.pdb", keep_solvent=asked.solvent == "explicit"), None
+        what, where = "system.pdb", asked.pdb
+    else:
+        sequence = known.sequence if known is not None else asked.sequence
+        return build_chain(parse_sequence(sequence or ""), EXTENDED), None
+    if len(chain.ca_indices()) < MIN_RESIDUES:
+        raise StructureError(
+            f"{what}: {len(chain.ca_indices())} residues in {where} are too few, give at least {MIN_RESIDUES}"
+        )
+    return chain, amber
 
 
 def write_system(built: BuiltSystem, layout: RunLayout) -> None:
@@ -200,9 +219,23 @@ def load_scorer(layout: RunLayout, loaded: LoadedSystem, contact_cutoff_angstrom
     return load_score(record, layout.score, molecule, contact_cutoff_angstrom)
 
 
-def write_positions(path: Path, topology: Any, positions: NDArray[np.floating]) -> None:
-    """Write positions (ångström, shape (n_atoms, 3)) as a PDB file."""
-    write_text(path, _to_pdb(Structure(topology, np.asarray(positions), "")))
+def write_positions(
+    path: Path, topology: Any, positions: NDArray[np.floating], box: NDArray[np.floating] | None = None
+) -> None:
+    """Write positions (shape (n_atoms, 3), ångström) as a PDB file.
+
+    Parameters
+    ----------
+    box : array, shape (3, 3), ångström, or None
+        Of a periodic system: the file's CRYST1.
+    """
+    before = topology.getPeriodicBoxVectors()
+    if box is not None:
+        topology.setPeriodicBoxVectors(box * unit.angstrom)
+    try:
+        write_text(path, _to_pdb(Structure(topology, np.asarray(positions), "")))
+    finally:
+        topology.setPeriodicBoxVectors(before)
 
 
 def _as_written(structure: Structure) -> Structure:

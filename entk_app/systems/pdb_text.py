@@ -44,6 +44,10 @@ class _AtomLine:
         return self.text[17:21].strip()
 
     @property
+    def is_water(self) -> bool:
+        return self.residue_name in WATERS
+
+    @property
     def residue(self) -> str:
         chain = f" of chain {self.text[21]}" if self.text[21].strip() else ""
         return f"{self.residue_name} {self.text[22:27].strip()}{chain}"
@@ -54,7 +58,7 @@ class _AtomLine:
         return (self.chain_part, self.text[21:27], self.name)
 
 
-def read_pdb_text(path: Path, what: str, first_model: bool = False) -> str:
+def read_pdb_text(path: Path, what: str, first_model: bool = False, keep_solvent: bool = False) -> str:
     """The coordinate records of the one model of a PDB file, as text.
 
     Parameters
@@ -64,6 +68,8 @@ def read_pdb_text(path: Path, what: str, first_model: bool = False) -> str:
         Setting that named the file, for messages.
     first_model : bool
         Take the first of several models: for a file that the program chose, not the user.
+    keep_solvent : bool
+        Keep water, and the box.
 
     Raises
     ------
@@ -84,11 +90,13 @@ def read_pdb_text(path: Path, what: str, first_model: bool = False) -> str:
         raise StructureError(f"{what}: {path} is not UTF-8 text: {error.reason} in line {line}") from None
     if text.lstrip().startswith("data_"):
         raise StructureError(f"{what}: {path} is an mmCIF file: give the PDB format")
-    return select_coordinates(text, path, what, first_model)
+    return select_coordinates(text, path, what, first_model, keep_solvent)
 
 
-def select_coordinates(text: str, path: Path, what: str, first_model: bool = False) -> str:
-    """Those lines of a PDB file that say where atoms are; water is dropped.
+def select_coordinates(
+    text: str, path: Path, what: str, first_model: bool = False, keep_solvent: bool = False
+) -> str:
+    """Those lines of a PDB file that say where atoms are; water is dropped, or kept together with the box.
 
     Raises
     ------
@@ -97,7 +105,8 @@ def select_coordinates(text: str, path: Path, what: str, first_model: bool = Fal
         coordinate is not a number in the format's range.
     """
     where = f"{what}: {path}"
-    models = [model for model in _split_models(text) if any(isinstance(part, _AtomLine) for part in model)]
+    every = _split_models(text, keep_solvent)
+    models = [model for model in every if any(isinstance(part, _AtomLine) for part in model)]
     if not models:
         raise StructureError(f"{where} holds no protein: there is no ATOM record of one in the format of the PDB")
     if len(models) > 1 and not first_model:
@@ -112,17 +121,18 @@ def select_coordinates(text: str, path: Path, what: str, first_model: bool = Fal
         elif atoms:
             lines.append(part)
     _check_distinct(atoms, where)
-    return "\n".join([*lines, "END", ""])
+    box = [line for line in text.splitlines() if line.startswith("CRYST1")][:1] if keep_solvent else []
+    return "\n".join([*box, *lines, "END", ""])
 
 
-def _split_models(text: str) -> Iterator[list[_AtomLine | str]]:
-    """Atoms without water, and ends of chains, of each model."""
+def _split_models(text: str, keep_solvent: bool) -> Iterator[list[_AtomLine | str]]:
+    """Atoms, those of water only where it is kept, and ends of chains, of each model."""
     model: list[_AtomLine | str] = []
     part = 0
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         if line.startswith(("ATOM  ", "HETATM")):
             atom = _AtomLine(number, line, part)
-            if atom.residue_name not in WATERS:
+            if keep_solvent or not atom.is_water:
                 model.append(atom)
         elif line.split(maxsplit=1)[:1] == ["TER"]:
             model.append("TER")
@@ -159,6 +169,9 @@ def _check_columns(atom: _AtomLine, where: str) -> None:
 def _check_distinct(atoms: list[_AtomLine], where: str) -> None:
     by_key: dict[tuple[int, str, str], list[_AtomLine]] = {}
     for atom in atoms:
+        # Numbers of waters start anew after 9,999: two in one place are found by their distance.
+        if atom.is_water and not atom.location:
+            continue
         by_key.setdefault(atom.key, []).append(atom)
     doubled = [same for same in by_key.values() if len(same) > 1]
     for same in doubled:

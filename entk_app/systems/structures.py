@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 from scipy.spatial import cKDTree
 
+from entk_app import geometry
 from entk_app.errors import StructureError
 from entk_app.systems.catalogue import KnownSystem
 from entk_app.systems.pdb_text import read_pdb_text
@@ -51,6 +52,11 @@ class Structure:
             for atom in self.topology.atoms()
             if atom.name == "CA" and to_one_letter(atom.residue.name) is not None
         ]
+
+    def box(self) -> NDArray[np.float64] | None:
+        """Vectors of the periodic box by row, shape (3, 3), ångström; None where there is none."""
+        vectors = self.topology.getPeriodicBoxVectors()
+        return None if vectors is None else np.asarray(vectors.value_in_unit(unit.angstrom), dtype=np.float64)
 
     def ca_positions(self) -> NDArray[np.float64]:
         return self.positions[self.ca_indices()]
@@ -93,8 +99,8 @@ def build_chain(sequence: Sequence, angles: tuple[float, float]) -> Structure:
     return Structure(pdb.topology, _positions(pdb), f"chain built from the sequence {sequence.residues}")
 
 
-def read_protein(path: Path, what: str, first_model: bool = False) -> Structure:
-    """Read the protein of a PDB file; water and ions are dropped.
+def read_protein(path: Path, what: str, first_model: bool = False, keep_solvent: bool = False) -> Structure:
+    """Read the protein of a PDB file; water and ions are dropped, or kept.
 
     Parameters
     ----------
@@ -103,6 +109,8 @@ def read_protein(path: Path, what: str, first_model: bool = False) -> Structure:
         Setting that named the file, for messages.
     first_model : bool
         Take the first of several models in place of refusing them.
+    keep_solvent : bool
+        Keep water, ions and the periodic box, in which molecules are made whole.
 
     Raises
     ------
@@ -110,7 +118,7 @@ def read_protein(path: Path, what: str, first_model: bool = False) -> Structure:
         The file cannot be read, holds no protein, or holds residues that are neither protein, cap, water nor ion;
         a chain is broken, or atoms overlap.
     """
-    text = read_pdb_text(path, what, first_model)
+    text = read_pdb_text(path, what, first_model, keep_solvent)
     try:
         pdb = app.PDBFile(io.StringIO(text))
     except Exception as error:
@@ -118,30 +126,56 @@ def read_protein(path: Path, what: str, first_model: bool = False) -> Structure:
         reason = f": {error}" if isinstance(error, ValueError) else ""
         raise StructureError(f"{what}: {path} is not a PDB file that can be read{reason}") from None
     modeller = app.Modeller(pdb.topology, pdb.positions)
-    dropped = [
-        residue
-        for residue in modeller.topology.residues()
-        if residue.name in WATERS or (residue.name.upper() in IONS and len(list(residue.atoms())) == 1)
-    ]
-    modeller.delete(dropped)
+    if not keep_solvent:
+        modeller.delete([residue for residue in modeller.topology.residues() if is_solvent(residue)])
     n_protein = 0
     for residue in modeller.topology.residues():
         if to_one_letter(residue.name) is not None:
             n_protein += 1
-        elif residue.name not in CAPS:
+        elif residue.name not in CAPS and not is_solvent(residue):
             raise StructureError(
                 f"{what}: {name_residue(residue)} in {path} is unknown to the force field: take it out, or rename it "
                 "to the amino acid that it is"
             )
     if not n_protein:
         raise StructureError(f"{what}: {path} holds no protein residue")
-    structure = Structure(modeller.topology, _positions(modeller), str(path))
-    for residue in modeller.topology.residues():
+    structure = make_whole(Structure(modeller.topology, _positions(modeller), str(path)))
+    if structure.box() is None and any(residue.name in WATERS for residue in structure.topology.residues()):
+        raise StructureError(
+            f"{what}: {path} has water but no periodic box (CRYST1): give its box, or take the water out to have the "
+            "protein solvated"
+        )
+    check_protein(structure, what)
+    return structure
+
+
+def is_solvent(residue: Any) -> bool:
+    """Whether a residue is a water or an ion."""
+    return residue.name in WATERS or (residue.name.upper() in IONS and len(list(residue.atoms())) == 1)
+
+
+def check_protein(structure: Structure, what: str) -> None:
+    """Refuse residues without CA atom, broken chains and atoms that overlap.
+
+    Raises
+    ------
+    StructureError
+    """
+    for residue in structure.topology.residues():
         if to_one_letter(residue.name) is not None and all(atom.name != "CA" for atom in residue.atoms()):
-            raise StructureError(f"{what}: {name_residue(residue)} in {path} has no CA atom")
+            raise StructureError(f"{what}: {name_residue(residue)} in {structure.source} has no CA atom")
     _check_chain(structure, what)
     _check_overlap(structure, what)
-    return structure
+
+
+def make_whole(structure: Structure) -> Structure:
+    """With every molecule in one piece, where a file has put its atoms on both sides of a periodic box."""
+    box = structure.box()
+    if box is None:
+        return structure
+    bonds = np.array([(one.index, other.index) for one, other in structure.topology.bonds()]).reshape(-1, 2)
+    positions = geometry.join_bonded(structure.positions, box, bonds)
+    return Structure(structure.topology, positions, structure.source)
 
 
 def name_residue(residue: Any) -> str:
@@ -174,7 +208,10 @@ def _is_same_chain(left: Any, right: Any) -> bool:
 def _check_overlap(structure: Structure, what: str) -> None:
     """Refuse two atoms in one place: their energy is no number."""
     atoms = list(structure.topology.atoms())
-    for one, other in sorted(cKDTree(structure.positions).query_pairs(_OVERLAP_ANGSTROM)):
+    # Not the massless sites of some waters, which lie within them.
+    real = np.array([atom.index for atom in atoms if atom.element is not None or not is_solvent(atom.residue)])
+    pairs = real[cKDTree(structure.positions[real]).query_pairs(_OVERLAP_ANGSTROM, output_type="ndarray")]
+    for one, other in sorted(map(tuple, pairs.tolist())):
         apart = float(np.linalg.norm(structure.positions[one] - structure.positions[other]))
         raise StructureError(
             f"{what}: atom {atoms[one].name} of {name_residue(atoms[one].residue)} and {atoms[other].name} of "

@@ -33,6 +33,7 @@ from entk_app.settings import Settings, build_settings, read_config
 from entk_app.systems.anatomy import describe_anatomy
 from entk_app.systems.build import LoadedSystem, load_scorer, load_system, write_positions
 from entk_app.tasks import Stopper, hang
+from entk_app.trajectory import StoredFrame, read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +96,11 @@ def find_start(layout: RunLayout, task: SimulateTask, loaded: LoadedSystem) -> m
         check_file(before.state, read_segment(before).files)
         return md.Start(state_xml=before.state.read_text(encoding="utf-8"))
     if task.origin is not None:
-        positions = read_frame_positions(layout, task.origin)
-        problems = sanity.find_problems(positions, describe_anatomy(loaded))
+        frame = read_frame(layout, task.origin, loaded.record.is_periodic)
+        problems = sanity.find_problems(frame.positions, describe_anatomy(loaded))
         if problems:
             raise BrokenStructureError(f"nothing is simulated from {task.origin}: {'; '.join(problems)}")
-        return md.Start(positions=positions)
+        return md.Start(positions=frame.positions, box=frame.box)
     return md.Start(positions=loaded.start, minimise=True)
 
 
@@ -138,6 +139,7 @@ class _Running:
                 minutes,
                 self.settings.faults.save_minutes,
                 names=(work.trajectory.name, work.log.name, work.state.name),
+                chains=self.loaded.record.chains,
                 compute_score=self.scorer,
                 should_stop=self.stopper,
                 on_frame=_report_progress(task.simulation, segment, progress),
@@ -159,7 +161,9 @@ class _Running:
 
     def _make_writer(self, path: Path, segment: int, positions: NDArray[np.floating]) -> FrameWriter:
         if segment == 0:
-            write_positions(self.layout.start_structure(self.task.simulation), self.loaded.topology, positions)
+            path_start = self.layout.start_structure(self.task.simulation)
+            box = md.get_box(self.simulation) if self.loaded.record.is_periodic else None
+            write_positions(path_start, self.loaded.topology, positions, box)
         return FrameWriter(
             path,
             self.loaded.record.n_residues,
@@ -205,8 +209,8 @@ class _Running:
         )
 
 
-def read_frame_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64]:
-    """Positions of one frame, shape (n_atoms, 3), ångström, read by its place in its own segment.
+def read_frame(layout: RunLayout, ref: FrameRef, is_periodic: bool = False) -> StoredFrame:
+    """One frame, read by its place in its own segment.
 
     Only the parts of the trajectory that are used are held against their checksums: its header and the frame.
 
@@ -230,8 +234,7 @@ def read_frame_positions(layout: RunLayout, ref: FrameRef) -> NDArray[np.float64
         n_bytes = 3 * (8 + 4 * header["natoms"]) + (56 if header["is_periodic"] else 0)
         begin = path.stat().st_size - (n_frames - ref.frame) * n_bytes
         check_part(path, files, begin, begin + n_bytes)
-        trajectory.seek(ref.frame)
-        return trajectory.read().xyz.astype(np.float64)
+        return read_stored(trajectory, ref.frame, is_periodic)
 
 
 def _report_progress(simulation: int, segment: int, path: Path) -> Callable[[FrameWriter, float], None]:

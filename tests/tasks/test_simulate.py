@@ -70,13 +70,13 @@ def test_a_restart_starts_at_its_frame(begun):
 def test_every_frame_is_read_by_its_own_number(begun):
     universe = MDAnalysis.Universe(str(begun.layout.topology), str(begun.layout.segment(0, 0).trajectory))
     for frame in range(len(universe.trajectory)):
-        found = simulate.read_frame_positions(begun.layout, FrameRef(simulation=0, segment=0, frame=frame))
+        found = simulate.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=frame)).positions
         np.testing.assert_array_equal(found, universe.trajectory[frame].positions)
 
 
 def test_a_frame_that_does_not_exist_is_an_error(begun):
     with pytest.raises(DataError, match="has 15 frames, there is no frame 15"):
-        simulate.read_frame_positions(begun.layout, FrameRef(simulation=0, segment=0, frame=15))
+        simulate.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=15))
 
 
 def test_a_finished_segment_is_never_run_again(begun):
