@@ -302,6 +302,8 @@ def check_latent(raw: Raw, page: Page, folder: Path) -> int:
         latent = file["latent"][:]
         places = {(simulation, segment): (first, n) for simulation, segment, first, n in file["segments"][:].tolist()}
     whole = {(segment["simulation"], segment["segment"]) for segment in raw.segments}
+    # What was set aside since that analysis is no data any more.
+    outliers = {outlier for outlier in outliers if outlier[:2] in whole}
     known = {key: latent[first : first + n] for key, (first, n) in places.items() if key in whole}
     for row in rows:
         key, frame = (int(row["simulation"]), int(row["segment"])), int(row["frame"])
