@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from MDAnalysis.lib.formats.libdcd import DCDFile
 from numpy.typing import NDArray
 
 from entk_app.frames import FrameWriter
@@ -36,6 +37,7 @@ from entk_app.records import (
     write_record,
 )
 from entk_app.settings import build_settings, dump_yaml, read_preset
+from entk_app.systems import build_system, write_system
 from entk_app.tasks.train import run as train
 
 N_RESIDUES = 21
@@ -90,11 +92,14 @@ def make_run(layout: RunLayout, n_frames: int, segment_frames: int) -> None:
     began = time.monotonic()
     settings = build_settings(
         read_preset("fs-peptide")[1],
-        assignments=["train.architecture=fast", "train.epochs=5", "train.max_frames=20000"],
+        # One bead a residue: what is read of a trajectory is the outliers' frames.
+        assignments=["system.model=calpha", "train.architecture=fast", "train.epochs=5", "train.max_frames=20000"],
     )
     layout.root.mkdir(parents=True)
     layout.settings.write_text(dump_yaml(settings), encoding="utf-8")
-    native = fold_chains(np.random.default_rng(0), 1)[0]
+    built = build_system(settings, cache=layout.root)
+    write_system(built, layout)
+    native = built.native.positions
     keys = []
     for simulation in range(N_SIMULATIONS):
         positions = fold_chains(np.random.default_rng([1, simulation]), n_frames // N_SIMULATIONS)
@@ -121,7 +126,11 @@ def write_segment(layout: RunLayout, key: SegmentKey, chains: NDArray[np.float64
     for frame, chain in enumerate(chains):
         writer.add(frame, 50.0 * frame, chain)
     writer.flush()
-    for path in (paths.trajectory, paths.state, paths.log):
+    with DCDFile(str(paths.trajectory), "w") as trajectory:
+        trajectory.write_header("", N_RESIDUES, 0, 1, 50.0, 0)
+        for chain in chains.astype(np.float32):
+            trajectory.write(chain, np.zeros(6, dtype=np.float32))
+    for path in (paths.state, paths.log):
         path.write_text("stands for the file\n", encoding="utf-8")
     n = key.n_frames
     record = SegmentRecord(

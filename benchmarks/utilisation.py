@@ -59,6 +59,8 @@ def run_arm(folder: Path, coupling: str, n_slots: int, scale: float, minutes: fl
     settings = build_settings(
         read_preset("villin-quick")[1],
         assignments=[
+            # As the paper has it, and the most that learning can take.
+            "train.retrain=always",
             f"coupling={coupling}", "resource.label=emulated.node", f"resource.md_slots={n_slots - n_learn}",
             f"resource.ml_slots={min(4, n_learn)}", "train.latent_dims=[3,4,5,6]", "steering.min_restarts=0",
             "simulate.segment_ns=null", f"simulate.segment_minutes={5 * scale}", "analyse.models=all",
