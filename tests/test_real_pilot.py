@@ -20,6 +20,8 @@ from check_run import check_run
 from conftest import collect_logs
 from real_pilot import end_everything, find_processes, read_summary, run_to_end, start
 
+from entk_app.cli import main
+
 pytestmark = [pytest.mark.pilot, pytest.mark.timeout(900)]
 
 
@@ -53,6 +55,31 @@ def test_mdanalysis_confirms_every_trajectory_and_restart(folded):
 def test_the_account_adds_up_and_agrees_with_the_tasks_own_clocks(folded):
     measured = check_accounting(folded[0] / "villin")
     assert 0.0 < measured["by_records"] <= measured["in_use"] < measured["whole"]
+
+
+def test_a_control_on_a_pilot_is_compared_with_the_steered_campaign(folded, tmp_path, capsys):
+    """Independent simulations of the same seed and slots, for a little longer: censored, unless they fold too."""
+    steered = read_summary(folded[0] / "villin")
+    limit = f"stop.max_time_us={1.1 * steered['total_time_us']:.9f}"
+    ended = run_to_end(["--run-dir", "control", "--seed", "3", "--steering", "none", "--set", limit], tmp_path)
+    assert ended.returncode == 0, ended.stdout + collect_logs(tmp_path)
+    control = read_summary(tmp_path / "control")
+    assert (control["n_restarts"], control["n_purged"], control["n_failed_tasks"]) == (0, 0, 0)
+    assert control["stop_reason"] in ("max_time", "target_rmsd")
+    assert check_run(tmp_path / "control", every=5)["segments"] == check_invariants(tmp_path / "control")["segments"]
+    assert list((tmp_path / "control" / "models").glob("*")) == []
+
+    output = tmp_path / "compared"
+    assert main(["compare", str(folded[0] / "villin"), str(tmp_path / "control"), "-o", str(output)]) == 0
+    with (output / "compare.csv").open(encoding="utf-8") as stream:
+        rows = {row["arm"]: row for row in csv.DictReader(stream)}
+    assert (rows["cvae"]["reached"], rows["none"]["reached"]) == ("1", str(int(control["stop_reason"] != "max_time")))
+    # One run each: the ratio of their times, a lower bound where the control did not fold.
+    ratio = float(rows["none"]["time_us"]) / float(rows["cvae"]["time_us"])
+    found = json.loads((output / "compare.json").read_text(encoding="utf-8"))["folding"]["gains"][0]
+    assert found["ratio"] == pytest.approx(ratio, rel=1e-6)
+    assert f"{ratio:.3g}" in capsys.readouterr().out
+    assert all((output / name).stat().st_size > 3000 for name in ("survival.svg", "survival.png"))
 
 
 def test_nothing_is_left_outside_the_run_folder(folded):

@@ -48,7 +48,8 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 N_SLOTS = 4
 
-#: One slot of four restarts in every iteration, where the paper's rule frees none: the best of what was tried on villin.
+#: One slot of four restarts in every iteration, where the paper's rule frees none: the best of what was tried on
+#: villin.
 STEERING = ["steering.min_frames=40", "steering.window=40", "steering.min_restarts=1"]
 
 #: What an arm changes of it.
