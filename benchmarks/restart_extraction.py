@@ -2,7 +2,7 @@
 
 ``python benchmarks/restart_extraction.py`` writes trajectories of villin's CA model (444 bytes a frame, the longest has
 0.4 GB) to a folder that goes away, with the record that a simulate task publishes, and reads random frames of each as a
-restart does: ``tasks.simulate.read_frame_positions``. Every structure is held against what was written. The last column
+restart does: ``trajectory.read_frame``. Every structure is held against what was written. The last column
 is of records without checksums of blocks, as older run folders have them: all of the trajectory is read every time.
 """
 
@@ -63,12 +63,12 @@ def extract(root: Path, frames: list[int]) -> float:
     """Seconds to read these frames."""
     from entk_app.layout import RunLayout
     from entk_app.records import FrameRef
-    from entk_app.tasks.simulate import read_frame_positions
+    from entk_app.trajectory import read_frame
 
     layout, seconds = RunLayout(root), 0.0
     for frame in frames:
         began = time.monotonic()
-        positions = read_frame_positions(layout, FrameRef(simulation=0, segment=0, frame=frame))
+        positions = read_frame(layout, FrameRef(simulation=0, segment=0, frame=frame)).positions
         seconds += time.monotonic() - began
         np.testing.assert_array_equal(positions, make_frame(frame))
     return seconds

@@ -37,6 +37,7 @@ from entk_app.records import (
     Deadline,
     Decision,
     FrameRef,
+    ModelRecord,
     ModelRef,
     PilotRecord,
     SegmentKey,
@@ -299,6 +300,9 @@ class Campaign:
     def _trains(self) -> bool:
         """Whether models train in the present iteration, as the decision that its learning began with says."""
         has_to = steering.asks_for_training(self.decisions, self.iteration)
+        if has_to is None:
+            # Taken up in another coupling than it was left in.
+            has_to = self._explain_training() is not None
         return self.settings.learns and (has_to or not self.results.models)
 
     def _find_giving_up(self) -> Decision | None:
@@ -625,7 +629,7 @@ class Campaign:
         segments = self._choose_training_segments(decision)
         for place, latent_dim in enumerate(self.settings.train.latent_dims):
             order, cores = self.layout.model(iteration, latent_dim).task, self.machine.training_cores(place)
-            previous, rare = self._find_before(order, latent_dim)
+            previous, newest, rare = self._find_before(order, latent_dim)
             failure_of(order).unlink(missing_ok=True)
             write_record(
                 order,
@@ -635,6 +639,7 @@ class Campaign:
                     seed=self._seed(1 << 24, iteration, latent_dim),
                     segments=segments,
                     previous=previous,
+                    newest=newest,
                     rare=rare,
                     encode_all=self.settings.analyse.models in ("all", latent_dim),
                     cores=cores,
@@ -646,15 +651,19 @@ class Campaign:
             tasks.append(TaskSpec("train", name, order, cores, self.machine.gpus_per_task))
         return tuple(tasks)
 
-    def _find_before(self, order: Path, latent_dim: int) -> tuple[ModelRef | None, tuple[FrameRef, ...]]:
-        """The model and the outliers that a training follows; of one that was ordered before, as it was."""
+    def _find_before(
+        self, order: Path, latent_dim: int
+    ) -> tuple[ModelRef | None, ModelRef | None, tuple[FrameRef, ...]]:
+        """The models and the outliers that a training follows; of one that was ordered before, as it was."""
         try:
             ordered = read_record(TrainTask, order)
         except RecordError:
-            model, newest = self.results.models.get(latent_dim), self.results.newest
-            previous = None if model is None else ModelRef(iteration=model.iteration, latent_dim=latent_dim)
-            return previous, () if newest is None else tuple(outlier.frame for outlier in newest.outliers)
-        return ordered.previous, tuple(frame for frame in ordered.rare if self.results.has(frame))
+            models, analysis = self.results.models, self.results.newest
+            newest = max(models.values(), key=lambda model: (model.iteration, -model.latent_dim), default=None)
+            rare = () if analysis is None else tuple(outlier.frame for outlier in analysis.outliers)
+            return _refer_to(models.get(latent_dim)), _refer_to(newest), rare
+        rare = tuple(frame for frame in ordered.rare if self.results.has(frame))
+        return ordered.previous, ordered.newest, rare
 
     def _choose_training_segments(self, decision: Decision) -> tuple[SegmentKey, ...]:
         return self.results.list_segments(before=decision.index)
@@ -712,6 +721,10 @@ class _Rest:
                 over = segment.ended_by == "clock" or left < _REST * rest.minutes
                 rest = replace(rest, minutes=0.0 if over else left)
         return rest
+
+
+def _refer_to(model: ModelRecord | None) -> ModelRef | None:
+    return None if model is None else ModelRef(iteration=model.iteration, latent_dim=model.latent_dim)
 
 
 def _show_nothing(decision: Decision) -> None:

@@ -120,7 +120,7 @@ def check_campaign(settings: Settings, layout: RunLayout, folders: list[Path], i
         cores=resource.cores if resource else None,
         gpus=resource.gpus if resource else None,
         simulations=machine.slots.simulate if machine else None,
-        trainings=machine.slots.learn if machine else None,
+        trainings=machine.slots.learn if machine and settings.learns else None,
         platforms=_platforms(),
         gpus_here=count_gpus(),
         run_folder=str(layout.root),
@@ -276,6 +276,10 @@ def _say_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _and_trainings(report: Report) -> str:
+    return f" and {report.trainings} trainings" if report.trainings else ""
+
+
 def render_report(report: Report) -> list[str]:
     """The report as lines of plain text."""
     native = "native structure known" if report.has_native else "no native structure"
@@ -292,7 +296,7 @@ def render_report(report: Report) -> list[str]:
             "resource",
             f"{report.resource}: {report.cores} cores, {report.gpus} GPUs"
             + (
-                f"; {report.simulations} simulations and {report.trainings} trainings at a time"
+                f"; {report.simulations} simulations{_and_trainings(report)} at a time"
                 if report.simulations
                 else ""
             )

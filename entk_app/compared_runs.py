@@ -24,7 +24,8 @@ PS_PER_US = 1e6
 
 #: Settings that must be the same for all runs: what is simulated, and how.
 PHYSICS = (
-    "system.name", "system.model", "system.solvent", "simulate.temperature_k", "simulate.pressure_bar",
+    "system.name", "system.model", "system.solvent", "system.ionic_strength_molar", "system.padding_angstrom",
+    "simulate.temperature_k", "simulate.pressure_bar",
     "simulate.friction_per_ps", "simulate.time_step_fs",
     "simulate.hydrogen_mass_amu", "simulate.cutoff_angstrom", "simulate.contact_cutoff_angstrom",
 )  # fmt: skip

@@ -63,6 +63,8 @@ class ConcurrentCampaign(Campaign):
         self._n_chains: int | None = None
         self._learning = _Learning()
         self._n_failed_in_a_row = 0
+        # Simulations of a control that have ended a segment in the present iteration.
+        self._turned: set[int] = set()
 
     @property
     def stages(self) -> tuple[StageSpec, ...]:
@@ -75,6 +77,8 @@ class ConcurrentCampaign(Campaign):
             self._take(steering.decide_start(self.settings, self.machine.slots))
         else:
             self._take_up(going)
+            # The chains that begin now are all that there will be: learning has one from the start.
+            self._learning.awaited = 0
         first = () if self.final_decision is not None else self._launch()
         self._n_chains = len(first)
         return first
@@ -166,7 +170,10 @@ class ConcurrentCampaign(Campaign):
         if learning.due is None or any(stage.kind != "simulate" for stage in self._running.values()):
             return ()
         if learning.due == "analyse":
-            if len(self.results.list_segments()) < learning.awaited:
+            if self._count_ended() < learning.awaited:
+                return ()
+            if not self._has_time("analyse"):
+                learning.due = None
                 return ()
             learning.due, learning.awaited = None, 0
             return (self._build_analyse(learning.attempt),)
@@ -225,6 +232,7 @@ class ConcurrentCampaign(Campaign):
         if published and published[-1].ended_by != "save":
             self.results.simulations[order.simulation] = replace(simulation, failures=0, failure="")
             self._n_failed_in_a_row = 0
+            self._turned.add(order.simulation)
         elif simulation.alive and not self.is_over and self.final_decision is None:
             failed = self.layout.segment(order.simulation, simulation.next_segment).task if published else task.order
             self._count_failure(simulation, failed if failed.exists() else task.order)
@@ -234,11 +242,10 @@ class ConcurrentCampaign(Campaign):
         """It lasts until there are enough frames and every simulation has given some."""
         is_failing = any(s.failures >= MAX_FAILURES for s in history.alive)
         if self.settings.is_control:
-            newest = self.decisions[-1].index
-            if not is_failing and not all(any(r.decision >= newest for r in s.segments) for s in history.alive):
-                return
-            decision = steering.decide_after_simulate(history, self.settings, self.machine.slots)
-            self._finish(decision) if decision.next == "stop" else self._take_and_end(decision)
+            if is_failing or self._turned >= {s.simulation for s in history.alive}:
+                self._turned.clear()
+                decision = steering.decide_after_simulate(history, self.settings, self.machine.slots)
+                self._finish(decision) if decision.next == "stop" else self._take_and_end(decision)
             return
         is_long = history.n_frames >= self.settings.steering.initial_frames
         if not is_failing and not (is_long and all(s.segments for s in history.alive)):
@@ -249,12 +256,17 @@ class ConcurrentCampaign(Campaign):
             return
         self._take_and_end(decision)
         if decision.next != "simulate":
-            self._begin_learning(n_known=0)
+            self._begin_learning(waits=False)
 
-    def _begin_learning(self, n_known: int) -> None:
+    def _begin_learning(self, waits: bool) -> None:
         """Models train, or serve on: then an analysis waits until each slot has had the time to give a segment."""
         self._learning.due = "train" if self._trains else "analyse"
-        self._learning.awaited = 0 if self._trains else n_known + self.machine.slots.simulate
+        waits = waits and not self._trains
+        self._learning.awaited = self._count_ended() + self.machine.slots.simulate if waits else 0
+
+    def _count_ended(self) -> int:
+        """Segments that ended their task; those that it only saved on the way do not count."""
+        return sum(segment.ended_by != "save" for segment in self._history(()).segments)
 
     def _after_training(self) -> None:  # type: ignore[override]
         if self._learning.trainings:
@@ -294,7 +306,7 @@ class ConcurrentCampaign(Campaign):
             self._finish(decision)
             return
         self._take_and_end(decision)
-        self._begin_learning(n_known=0 if analysis is None else len(self._list_analysed()))
+        self._begin_learning(waits=analysis is not None)
 
     def _list_analysed(self) -> tuple[SegmentKey, ...]:
         """Segments that the newest analysis was ordered to look at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from entk_app.errors import SettingsError
 from entk_app.settings import Settings
@@ -151,7 +151,7 @@ def divide_machine(
     return Machine(
         cores=cores,
         gpus=gpus,
-        slots=_share_devices(_split_slots(settings, total, bool(gpus)), sims_per_gpu),
+        slots=_share_devices(_split_slots(settings, total, bool(gpus)), sims_per_gpu, settings.learns),
         slot_cores=slot_cores,
         node_cores=node_cores,
         allow_cpu=allow_cpu,
@@ -160,9 +160,11 @@ def divide_machine(
     )
 
 
-def _share_devices(devices: Slots, sims_per_gpu: int) -> Slots:
+def _share_devices(devices: Slots, sims_per_gpu: int, learns: bool) -> Slots:
     """Slots of tasks from a split of devices: several simulations a device, one training."""
-    return replace(devices, total=devices.total * sims_per_gpu, simulate=devices.simulate * sims_per_gpu)
+    # Where nothing trains and nothing is set aside, all slots take turns, however many there are.
+    learn = devices.learn if learns or devices.is_split else devices.learn * sims_per_gpu
+    return Slots(devices.total * sims_per_gpu, devices.simulate * sims_per_gpu, learn)
 
 
 def _split_slots(settings: Settings, total: int, has_gpus: bool) -> Slots:

@@ -29,7 +29,7 @@ def describe_plan(settings: Settings, resource: Resource, machine: Machine, layo
         f"{find_walltime(settings.resource):.4g} min; {how}; {resource.manager} and {resource.launcher}"
         + ("; emulated: devices are counted only" if resource.is_emulated else ""),
         "           " + ", ".join(f"{key}={value}" for key, value in description.items()),
-        "slots      " + _describe_slots(machine),
+        "slots      " + _describe_slots(machine, settings.learns),
         "placement  " + " ".join(f"{title:>{width}}" for title, width in _COLUMNS),
     ]
     examples = _example_tasks(settings, machine, layout)
@@ -59,15 +59,17 @@ def describe_plan(settings: Settings, resource: Resource, machine: Machine, layo
 _COLUMNS = (("task", 9), ("at a time", 9), ("cores each", 10), ("cores", 6), ("GPUs each", 9))
 
 
-def _describe_slots(machine: Machine) -> str:
+def _describe_slots(machine: Machine, learns: bool) -> str:
     slots = machine.slots
     shared = f"; {machine.sims_per_gpu} simulations share a GPU" if machine.sims_per_gpu > 1 else ""
     if slots.is_split:
+        beside = f"{slots.learn} trainings" if learns else "an analysis"
         return (
-            f"{slots.total} simulations in iteration 1, then {slots.simulate} simulations and {slots.learn} trainings "
+            f"{slots.total} simulations in iteration 1, then {slots.simulate} simulations and {beside} "
             f"beside one another{shared}"
         )
-    return f"{slots.total}, which simulations and trainings use in turn{shared}"
+    how = "which simulations and trainings use in turn" if learns else "for simulations"
+    return f"{slots.total}, {how}{shared}"
 
 
 def _range(values: list[int]) -> str:

@@ -280,7 +280,8 @@ def compute_frame_bytes(system: SystemRecord) -> int:
 
 def count_rounds(settings: Settings, slots: Slots, frames_per_segment: int) -> tuple[int, int]:
     """Simulate stages on all slots, before learning, and on the slots that simulate while models learn; at most."""
-    first = max(1, math.ceil(settings.steering.initial_frames / (slots.total * frames_per_segment)))
+    initial = 0 if settings.is_control else settings.steering.initial_frames
+    first = max(1, math.ceil(initial / (slots.total * frames_per_segment)))
     # In a split every iteration simulates beside its training; in turns the last one only learns.
     return first, settings.stop.max_iterations - (not slots.is_split)
 
@@ -336,7 +337,7 @@ def compute_size(
     before = first * slots.total
     beside = slots.simulate if slots.is_split else 0
     first_segments = before + beside
-    n_trainings, encoded_segments = count_trainings(settings, first_segments, slots.simulate, n_iterations)
+    n_trainings, encoded_segments = count_trainings(settings, before, slots.simulate, n_iterations, beside)
     fixed = _RADICAL + 4 * n_atoms * _PDB_LINE
     n_frames = n_segments * frames
     return Size(
@@ -356,32 +357,36 @@ def compute_size(
         + n_trainings * training
         + n_iterations * analysis
         + encoded_segments * latent,
-        training_memory=_training_memory(settings, n_residues, n_frames, n_parameters),
-        analysis_memory=_analysis_memory(settings, n_residues, n_frames),
+        training_memory=_training_memory(settings, n_residues, n_frames, n_parameters) if settings.learns else 0,
+        analysis_memory=_analysis_memory(settings, n_residues, n_frames) if settings.learns else 0,
     )
 
 
-def count_trainings(settings: Settings, first: int, more: int, n_iterations: int) -> tuple[int, int]:
+def count_trainings(
+    settings: Settings, first: int, more: int, n_iterations: int, beside: int = 0
+) -> tuple[int, int]:
     """Iterations in which models train, as far as the growth of the frames decides, and segments that they encode.
 
     Parameters
     ----------
     settings : Settings
     first, more : int
-        Segments in the first iteration of learning, and those that each further one adds.
+        Segments that the first models are trained on, and those that each further iteration adds.
     n_iterations : int
+    beside : int
+        Segments that are simulated beside a training: its models encode them, but are not trained on them.
     """
     if not settings.learns:
         return 0, 0
     if settings.train.retrain == "always":
         # Each model encodes all segments that there are.
-        return n_iterations, n_iterations * first + more * n_iterations * (n_iterations - 1) // 2
+        return n_iterations, n_iterations * (first + beside) + more * n_iterations * (n_iterations - 1) // 2
     n_trainings, encoded, iteration, known = 0, 0, 1, first
     while iteration <= n_iterations:
         grown = math.ceil((settings.train.retrain_growth * known - first) / more)
         following = 1 + max(iteration, grown)
         # Its models encode what comes until the next training.
-        encoded += first + more * (min(following, n_iterations + 1) - 2)
+        encoded += first + beside + more * (min(following, n_iterations + 1) - 2)
         n_trainings, iteration, known = n_trainings + 1, following, first + more * (following - 1)
     return n_trainings, encoded
 

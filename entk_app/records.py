@@ -267,8 +267,9 @@ class TrainTask(Record):
     segments : tuple of SegmentKey
         All there are; what it trains on is chosen among them.
     previous : ModelRef or None
-        The model before this one: segments that it was not trained on are new, and its weights are the start where
-        ``train.warm_start`` says so.
+        The model before this one: its weights are the start where ``train.warm_start`` says so.
+    newest : ModelRef or None
+        The newest model of any size: segments that it could not be trained on are new, and blocks are as its were.
     rare : tuple of FrameRef
         Outliers of the newest analysis.
     """
@@ -279,6 +280,7 @@ class TrainTask(Record):
     segments: tuple[SegmentKey, ...]
     encode_all: bool
     previous: ModelRef | None = None
+    newest: ModelRef | None = None
     rare: tuple[FrameRef, ...] = ()
     cores: int
     gpus: int
@@ -397,7 +399,7 @@ class Outlier(Record):
     problems : tuple of str
         Why nothing may start from it.
     region : int or None
-        Outliers of the same number lie near one another in the latent space of the best model.
+        Outliers of the same number lie near one another in the latent space of the best of the models that are asked.
     """
 
     frame: FrameRef

@@ -198,11 +198,15 @@ class Results:
                 self.set_aside(path, str(error))
             raise
         self._outliers.update(outlier.frame for outlier in analysis.outliers)
-        present = tuple(outlier for outlier in analysis.outliers if self.has(outlier.frame))
-        analysis = analysis.model_copy(update={"outliers": present})
+        analysis = self._without_lost(analysis)
         if self.newest is None or self.newest.iteration <= analysis.iteration:
             self.newest = analysis
         return analysis
+
+    def _without_lost(self, analysis: AnalysisRecord) -> AnalysisRecord:
+        """An analysis without outliers that are no data any more."""
+        present = tuple(outlier for outlier in analysis.outliers if self.has(outlier.frame))
+        return analysis.model_copy(update={"outliers": present})
 
     def _check_system(self) -> None:
         record = read_record(SystemRecord, self.layout.system_record)
@@ -251,6 +255,8 @@ class Results:
             if (origin.simulation, origin.segment) == (note.simulation, note.segment):
                 reason = f"it cannot begin: its origin, {origin}, was damaged"
                 self.simulations[number] = replace(other, failures=MAX_FAILURES, failure=reason)
+        if self.newest is not None:
+            self.newest = self._without_lost(self.newest)
 
     def _read_models(self) -> dict[int, ModelRecord]:
         """The newest good model of each latent size; one that is damaged is set aside."""

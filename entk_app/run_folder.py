@@ -33,8 +33,8 @@ _CHANGEABLE = (
     "train", "analyse", "steering", "stop", "faults", "resource", "simulate.platform", "simulate.segment_",
 )  # fmt: skip
 
-#: Of these, what may not: every frame has the same score.
-_FIXED = ("steering.score",)
+#: Of these, what may not: every frame has the same score, and an arm of a comparison one method.
+_FIXED = ("steering.score", "steering.method")
 
 #: Reasons for which a campaign stops with something left to do.
 CUT_OFF = ("walltime", "interrupted", "pilot_lost", "disk")
@@ -154,7 +154,7 @@ def change_settings(layout: RunLayout, settings: Settings) -> None:
         if value != before.get(key) and (key.startswith(_FIXED) or not key.startswith(_CHANGEABLE)):
             raise SettingsError(
                 f"{key} = {value!r}: the campaign in {layout.root} was begun with {before.get(key)!r}, and one run "
-                "has one physics, one seed and one score; start another campaign for it"
+                "has one physics, one seed, one method and one score; start another campaign for it"
             )
     write_text(layout.settings, dump_yaml(settings))
 

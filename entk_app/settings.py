@@ -441,6 +441,11 @@ class Settings(_Group):
                 f"analyse.models = {self.analyse.models} is not among train.latent_dims = "
                 f"{list(self.train.latent_dims)}"
             )
+        if self.steering.method == "rmsd-only" and self.steering.ranking == "novelty":
+            raise ValueError(
+                "steering.ranking = novelty: without a latent space (steering.method = rmsd-only) no frame is more "
+                "isolated than another; take rmsd, score or mix"
+            )
         if self.steering.window > self.steering.min_frames:
             raise ValueError(
                 f"steering.window = {self.steering.window} is longer than steering.min_frames = "

@@ -243,10 +243,10 @@ def _renew(
     return (*renewed, *_fill_slots(n_more, (), first_id + len(renewed)))
 
 
-def asks_for_training(decisions: Iterable[Decision], iteration: int) -> bool:
-    """Whether models train in an iteration, as the decision that its learning began with says."""
+def asks_for_training(decisions: Iterable[Decision], iteration: int) -> bool | None:
+    """Whether models train in an iteration, as the decision that its learning began with says; None: there is none."""
     began = next((d for d in decisions if d.iteration == iteration and "learn" in d.next), None)
-    return began is not None and began.train
+    return None if began is None else began.train
 
 
 def _learn(

@@ -179,7 +179,8 @@ def _draw_blocks(
         fitting = candidates[np.cumsum(blocks.length[candidates]) <= min(room, left)]
         taken[fitting] = True
         left -= int(blocks.length[fitting].sum())
-    taken[order[: max(0, 2 - int(taken.sum()))]] = True
+    rest = order[~taken[order]]
+    taken[rest[: max(0, 2 - int(taken.sum()))]] = True
     return np.flatnonzero(taken)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from entk_app.errors import DataError
 from entk_app.frames import group_by_segment
-from entk_app.integrity import check_file, read_segment
-from entk_app.layout import RunLayout
+from entk_app.integrity import check_part, read_segment
+from entk_app.layout import RunLayout, SegmentPaths
 from entk_app.records import FrameRef
+
+#: No DCD that is written here has a longer header.
+_HEADER_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,46 @@ def compute_box(unit_cell: NDArray[np.float64]) -> NDArray[np.float64]:
     return box
 
 
+def read_frame(layout: RunLayout, ref: FrameRef, is_periodic: bool = False) -> StoredFrame:
+    """One frame, read by its place in its own segment.
+
+    Raises
+    ------
+    DamagedError, DataError
+        As :func:`read_positions`.
+    """
+    return next(_read_frames(layout.segment(ref.simulation, ref.segment), [ref.frame], is_periodic))
+
+
 def read_positions(layout: RunLayout, refs: Iterable[FrameRef]) -> Iterator[tuple[FrameRef, NDArray[np.float64]]]:
-    """Positions of frames, each of shape (n_atoms, 3), ångström; segment by segment, a file is checked once.
+    """Positions of frames, each of shape (n_atoms, 3), ångström, segment by segment.
+
+    Only the parts of a trajectory that are used are held against their checksums: its header and the frames.
 
     Raises
     ------
     DamagedError
-        A trajectory is not as it was published.
+        These parts of a trajectory, or its length, are not as they were published.
     DataError
         A trajectory has no such frame.
     """
+    for place, wanted in group_by_segment(refs).items():
+        stored = _read_frames(layout.segment(*place), [ref.frame for ref in wanted], is_periodic=False)
+        yield from ((ref, frame.positions) for ref, frame in zip(wanted, stored, strict=True))
+
+
+def _read_frames(paths: SegmentPaths, frames: Sequence[int], is_periodic: bool) -> Iterator[StoredFrame]:
     from MDAnalysis.lib.formats.libdcd import DCDFile
 
-    for place, frames in group_by_segment(refs).items():
-        paths = layout.segment(*place)
-        check_file(paths.trajectory, read_segment(paths).files)
-        with DCDFile(str(paths.trajectory)) as trajectory:
-            for ref in frames:
-                if not 0 <= ref.frame < len(trajectory):
-                    raise DataError(f"{paths.trajectory} has {len(trajectory)} frames, there is no frame {ref.frame}")
-                yield ref, read_stored(trajectory, ref.frame, is_periodic=False).positions
+    path, files = paths.trajectory, read_segment(paths).files
+    check_part(path, files, 0, _HEADER_BYTES)
+    with DCDFile(str(path)) as trajectory:
+        n_frames, header = len(trajectory), trajectory.header
+        # Frames are of one length: three records of numbers of 4 bytes, and one of the box where there is one.
+        n_bytes = 3 * (8 + 4 * header["natoms"]) + (56 if header["is_periodic"] else 0)
+        for frame in frames:
+            if not 0 <= frame < n_frames:
+                raise DataError(f"{path} has {n_frames} frames, there is no frame {frame}")
+            begin = path.stat().st_size - (n_frames - frame) * n_bytes
+            check_part(path, files, begin, begin + n_bytes)
+            yield read_stored(trajectory, frame, is_periodic)

@@ -103,6 +103,22 @@ def test_every_method_has_the_concurrent_coupling_too(tmp_path, method):
         assert np.diff(seen).min() >= 2 * 15
 
 
+def test_a_control_that_waits_for_nobody_ends_by_its_iterations_also_when_taken_up_again(tmp_path, kill_after):
+    """An iteration is a segment of each simulation; the end of a pilot is none."""
+    from entk_app.concurrent import make_campaign
+
+    campaign = prepare(tmp_path / "run", tiny_settings("steering.method=none", "coupling=concurrent"), cores=3)
+    kill_after(4)
+    with pytest.raises(BaseException, match="^$"):
+        run_campaign(campaign)
+    campaign.end("walltime", "the pilot's time is over")
+    kill_after(1000)
+    resumed = make_campaign(campaign.layout, campaign.settings, campaign.machine)
+    summary = run_campaign(resumed)
+    assert (summary.stop_reason, summary.n_iterations) == ("max_iterations", 3)
+    assert 3 * 3 <= check_invariants(campaign.layout.root)["segments"] <= 3 * 3 + 3
+
+
 @pytest.mark.parametrize(
     ("method", "assignments", "slots"),
     [
@@ -111,11 +127,41 @@ def test_every_method_has_the_concurrent_coupling_too(tmp_path, method):
         ("random", (), Slots(16, 16, 16)),
         ("rmsd-only", ("resource.md_slots=12",), Slots(16, 12, 16)),
         ("random", ("coupling=concurrent",), Slots(16, 15, 1)),
+        ("random", ("resource.md_slots=8", "resource.sims_per_gpu=2"), Slots(32, 16, 32)),
+        ("none", ("resource.md_slots=8", "resource.sims_per_gpu=2"), Slots(16, 16, 16)),
     ],
 )
 def test_no_slot_is_kept_for_models_that_nobody_trains(method, assignments, slots):
     settings = tiny_settings(f"steering.method={method}", *assignments)
-    assert divide_machine(settings, 96, 16, allow_cpu=True).slots == slots
+    divided = divide_machine(settings, 96, 16, allow_cpu=True).slots
+    assert (divided, divided.is_split) == (slots, settings.coupling == "concurrent")
+
+
+def test_a_campaign_keeps_its_method(tmp_path):
+    from entk_app.errors import SettingsError
+    from entk_app.run_folder import change_settings
+
+    campaign = prepare(tmp_path / "run", tiny_settings())
+    with pytest.raises(SettingsError, match=r"steering.method = 'none': .* begun with 'cvae'.* one method"):
+        change_settings(campaign.layout, tiny_settings("steering.method=none"))
+
+
+def test_outliers_that_are_set_aside_are_no_starts_any_more(ten_iterations, tmp_path):
+    """Also of the newest analysis, which slots that fall free are filled from."""
+    import shutil
+
+    from entk_app.concurrent import make_campaign
+    from entk_app.layout import RunLayout
+
+    layout = RunLayout(tmp_path / "run")
+    shutil.copytree(ten_iterations.layout.root, layout.root)
+    campaign = make_campaign(layout, ten_iterations.settings, ten_iterations.machine)
+    campaign._reread()
+    before = [o.frame for o in campaign.results.newest.outliers]
+    lost = before[0].key[:2]
+    campaign.results.set_aside(layout.segment(*lost).folder, "damaged")
+    left = [o.frame for o in campaign.results.newest.outliers]
+    assert left == [frame for frame in before if frame.key[:2] != lost] != before
 
 
 def test_restarts_by_rmsd_need_a_native_structure(tmp_path):
@@ -150,7 +196,8 @@ def test_models_are_retrained_by_the_rule_and_serve_in_between(ten_iterations):
         assert record.n_frames >= 1.5 * known or "worse than held-out" in reason
         assert record.warm_start.iteration == before
         order = read_record(TrainTask, layout.model(iteration, 3).task)
-        assert order.previous.iteration == before
+        assert order.previous.iteration == order.newest.iteration == before
+        assert record.block_frames == read_record(ModelRecord, layout.model(trained[0], 3).record).block_frames
         outliers = read_record(AnalysisRecord, layout.analysis(iteration - 1)).outliers
         assert order.rare == tuple(o.frame for o in outliers)
 

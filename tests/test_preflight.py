@@ -146,6 +146,26 @@ def test_trainings_are_counted_as_the_rule_orders_them(growth, n_iterations):
     assert preflight.count_trainings(always, first, more, n_iterations) == (n_iterations, total)
 
 
+def test_in_a_split_models_are_not_trained_on_what_is_simulated_beside_them():
+    """As in a campaign: 16 segments, then 12 more an iteration, each analysed with those beside its training."""
+    settings, known, trained = build_settings(read_preset("bba")[1]), 0, []
+    for iteration in range(100):
+        n_frames = 16 + 12 * iteration
+        if n_frames >= 1.5 * known:
+            known, trained = n_frames, [*trained, iteration]
+    ends = [*trained[1:], 100]
+    encoded = sum(16 + 12 * end for end in ends)
+    assert preflight.count_trainings(settings, 16, 12, 100, beside=12) == (len(trained), encoded)
+
+
+def test_a_control_neither_trains_nor_waits_for_initial_frames():
+    settings = build_settings(
+        read_preset("bba")[1], assignments=["steering.method=none", "stop.max_iterations=10"]
+    )
+    size = compute_size(settings, Slots(12, 12, 12), SYSTEM, 20)
+    assert (size.n_segments, size.n_trainings, size.training_memory, size.analysis_memory) == (120, 0, 0, 0)
+
+
 def test_memory_grows_with_the_frames_that_are_held():
     settings = build_settings(read_preset("bba")[1])
     small, large = (compute_size(settings, Slots(16, 12, 4), SYSTEM, n) for n in (100, 10_000))

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from entk_app import md, sanity
 from entk_app.errors import BrokenStructureError, DataError, Interrupted
 from entk_app.frames import FrameWriter
-from entk_app.integrity import check_file, check_part, digest_files, read_segment
+from entk_app.integrity import check_file, digest_files, read_segment
 from entk_app.layout import RunLayout, SegmentPaths
 from entk_app.publish import Workplace
 from entk_app.records import (
-    FrameRef,
     Placement,
     SegmentProgress,
     SegmentRecord,
@@ -33,12 +32,9 @@ from entk_app.settings import Settings, build_settings, read_config
 from entk_app.systems.anatomy import describe_anatomy
 from entk_app.systems.build import LoadedSystem, load_scorer, load_system, write_positions
 from entk_app.tasks import Stopper, hang
-from entk_app.trajectory import StoredFrame, read_stored
+from entk_app.trajectory import read_frame
 
 logger = logging.getLogger(__name__)
-
-#: No DCD that is written here has a longer header.
-_DCD_HEADER_BYTES = 4096
 
 #: Seconds between two progress records of a running segment.
 _PROGRESS_SECONDS = 2.0
@@ -207,34 +203,6 @@ class _Running:
             unix_start=unix_start,
             unix_end=time.time(),
         )
-
-
-def read_frame(layout: RunLayout, ref: FrameRef, is_periodic: bool = False) -> StoredFrame:
-    """One frame, read by its place in its own segment.
-
-    Only the parts of the trajectory that are used are held against their checksums: its header and the frame.
-
-    Raises
-    ------
-    DamagedError
-        These parts of the trajectory, or its length, are not as they were published.
-    DataError
-        The trajectory has no such frame.
-    """
-    from MDAnalysis.lib.formats.libdcd import DCDFile
-
-    paths = layout.segment(ref.simulation, ref.segment)
-    path, files = paths.trajectory, read_segment(paths).files
-    check_part(path, files, 0, _DCD_HEADER_BYTES)
-    with DCDFile(str(path)) as trajectory:
-        n_frames, header = len(trajectory), trajectory.header
-        if not 0 <= ref.frame < n_frames:
-            raise DataError(f"{path} has {n_frames} frames, there is no frame {ref.frame}")
-        # Frames are of one length: three records of numbers of 4 bytes, and one of the box where there is one.
-        n_bytes = 3 * (8 + 4 * header["natoms"]) + (56 if header["is_periodic"] else 0)
-        begin = path.stat().st_size - (n_frames - ref.frame) * n_bytes
-        check_part(path, files, begin, begin + n_bytes)
-        return read_stored(trajectory, ref.frame, is_periodic)
 
 
 def _report_progress(simulation: int, segment: int, path: Path) -> Callable[[FrameWriter, float], None]:

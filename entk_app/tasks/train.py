@@ -14,7 +14,7 @@ from entk_app.frames import Frames, read_frames, split_rows, write_embeddings
 from entk_app.integrity import DamagedError, check_file, digest_files, read_model
 from entk_app.layout import ModelPaths, RunLayout
 from entk_app.publish import Workplace
-from entk_app.records import ModelRecord, Placement, TrainTask, read_record, write_record
+from entk_app.records import ModelRecord, ModelRef, Placement, TrainTask, read_record, write_record
 from entk_app.settings import Settings, build_settings, read_config
 from entk_app.tasks import Stopper, hang
 from entk_app.training_set import TrainingSet, average_blocks, choose_training_set
@@ -31,8 +31,8 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     platform = cvae.configure(task.cores, task.seed, task.gpus, task.allow_cpu)
     speedups = cvae.choose_speedups(platform, settings.precision, cvae.find_capability())
     frames = read_frames(layout, task.segments)
-    before = read_before(layout, task)
-    chosen = choose_rows(layout, task, campaign, before)
+    before = read_before(layout, task.previous)
+    chosen = choose_rows(layout, task, campaign)
     start = load_start(layout, before, campaign, frames.n_residues)
     stopper = Stopper(layout)
 
@@ -110,25 +110,24 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     )
 
 
-def read_before(layout: RunLayout, task: TrainTask) -> ModelRecord | None:
-    """The record of the model before, where there is one that is whole."""
-    if task.previous is None:
+def read_before(layout: RunLayout, ref: ModelRef | None) -> ModelRecord | None:
+    """The record of a model before, where there is one that is whole."""
+    if ref is None:
         return None
     try:
-        return read_model(layout.model(task.previous.iteration, task.previous.latent_dim))
+        return read_model(layout.model(ref.iteration, ref.latent_dim))
     except DamagedError as error:
         logger.warning("the model before is not there to go on from: %s", error)
         return None
 
 
-def choose_rows(
-    layout: RunLayout, task: TrainTask, campaign: Settings, before: ModelRecord | None
-) -> TrainingSet:
+def choose_rows(layout: RunLayout, task: TrainTask, campaign: Settings) -> TrainingSet:
     """Rows to train on and rows held out: the same for every latent size of an iteration, whose losses are compared."""
     known: set[tuple[int, int]] = set()
-    if task.previous is not None:
+    before = read_before(layout, task.newest)
+    if task.newest is not None:
         try:
-            earlier = read_record(TrainTask, layout.model(task.previous.iteration, task.previous.latent_dim).task)
+            earlier = read_record(TrainTask, layout.model(task.newest.iteration, task.newest.latent_dim).task)
             known = {(key.simulation, key.segment) for key in earlier.segments}
         except RecordError as error:
             logger.warning("which segments are new is not known: %s", error)
@@ -137,7 +136,8 @@ def choose_rows(
         campaign.train,
         campaign.seed,
         np.random.default_rng([campaign.seed, task.iteration]),
-        block_frames=None if before is None else before.block_frames,
+        # Only a model that is warm must not meet what was held out before in other pieces.
+        block_frames=before.block_frames if before is not None and campaign.train.warm_start else None,
         known=known,
         rare=task.rare,
     )
@@ -148,7 +148,8 @@ def load_start(
 ) -> cvae.Cvae | None:
     """The model whose weights the training begins with; None: it begins with random ones."""
     same = before is not None and (before.architecture, before.n_residues) == (campaign.train.architecture, n_residues)
-    if before is None or not same or not campaign.train.warm_start:
+    # One without block_frames is of a campaign that held out other blocks each time.
+    if before is None or before.block_frames is None or not same or not campaign.train.warm_start:
         return None
     paths = layout.model(before.iteration, before.latent_dim)
     try:

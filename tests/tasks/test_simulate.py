@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from conftest import prepare, tiny_settings
 
-from entk_app import integrity, md
+from entk_app import integrity, md, trajectory
 from entk_app.errors import BlewUpError, DataError, Interrupted
 from entk_app.frames import read_columns, read_start_positions
 from entk_app.integrity import DamagedError, digest_file
 from entk_app.publish import ScratchError
 from entk_app.records import Deadline, FrameRef, SegmentRecord, SimulateTask, read_record, write_record
-from entk_app.tasks import run_task, simulate
+from entk_app.tasks import run_task
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ def test_a_restart_starts_at_its_frame(begun):
 def test_every_frame_is_read_by_its_own_number(begun):
     universe = MDAnalysis.Universe(str(begun.layout.topology), str(begun.layout.segment(0, 0).trajectory))
     for frame in range(len(universe.trajectory)):
-        found = simulate.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=frame)).positions
+        found = trajectory.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=frame)).positions
         np.testing.assert_array_equal(found, universe.trajectory[frame].positions)
 
 
 def test_a_frame_that_does_not_exist_is_an_error(begun):
     with pytest.raises(DataError, match="has 15 frames, there is no frame 15"):
-        simulate.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=15))
+        trajectory.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=15))
 
 
 def test_a_finished_segment_is_never_run_again(begun):
@@ -238,12 +238,12 @@ def test_a_simulation_that_blows_up_says_so_and_publishes_nothing(begun):
 def test_of_a_long_trajectory_only_what_is_used_is_read_and_it_is_never_damaged(begun, monkeypatch, frame):
     # Blocks as small as these stand for a trajectory of many MiB.
     monkeypatch.setattr(integrity, "_BLOCK_BYTES", 256)
-    monkeypatch.setattr(simulate, "_DCD_HEADER_BYTES", 276)
+    monkeypatch.setattr(trajectory, "_HEADER_BYTES", 276)
     paths, ref = begun.layout.segment(0, 0), FrameRef(simulation=0, segment=0, frame=frame)
     whole, record = paths.trajectory.read_bytes(), read_record(SegmentRecord, paths.record)
     files = record.files | {paths.trajectory.name: digest_file(paths.trajectory)}
     write_record(paths.record, record.model_copy(update={"files": files}))
-    expected = simulate.read_frame_positions(begun.layout, ref)
+    expected = trajectory.read_frame(begun.layout, ref).positions
     frame_bytes = (len(whole) - 276) // 15
     begin = 276 + frame * frame_bytes
     used = {byte // 256 for byte in [*range(276), *range(begin, begin + frame_bytes)]}
@@ -253,7 +253,7 @@ def test_of_a_long_trajectory_only_what_is_used_is_read_and_it_is_never_damaged(
         damaged[place] ^= 1
         paths.trajectory.write_bytes(bytes(damaged))
         try:
-            np.testing.assert_array_equal(simulate.read_frame_positions(begun.layout, ref), expected)
+            np.testing.assert_array_equal(trajectory.read_frame(begun.layout, ref).positions, expected)
         except DamagedError:
             found.add(place // 256)
     assert found == used
@@ -262,14 +262,14 @@ def test_of_a_long_trajectory_only_what_is_used_is_read_and_it_is_never_damaged(
     assert "trajectory.dcd is altered" in str(integrity.find_damage(paths))
     paths.trajectory.write_bytes(whole[:-1])
     with pytest.raises(DamagedError, match="bytes, it was published with"):
-        simulate.read_frame_positions(begun.layout, ref)
+        trajectory.read_frame(begun.layout, ref)
 
 
 def test_without_digests_of_blocks_the_whole_trajectory_is_held_against_its_own(begun, monkeypatch):
     read, check = [], integrity.check_file
     monkeypatch.setattr(integrity, "check_file", lambda path, files: (read.append(path.name), check(path, files)))
     assert read_record(SegmentRecord, begun.layout.segment(0, 0).record).files["trajectory.dcd"].blocks == ()
-    simulate.read_frame_positions(begun.layout, FrameRef(simulation=0, segment=0, frame=3))
+    trajectory.read_frame(begun.layout, FrameRef(simulation=0, segment=0, frame=3))
     assert set(read) == {"trajectory.dcd"}
 
 
