@@ -674,13 +674,15 @@ class Campaign:
         suffix = "" if attempt == 1 else f".try{attempt}"
         self._n_analyses = attempt
         models = [self.results.models[dim] for dim in self.settings.train.latent_dims if dim in self.results.models]
+        history = self._history(())
         write_record(
             order,
             AnalyseTask(
                 iteration=self.iteration,
                 models=tuple(ModelRef(iteration=m.iteration, latent_dim=m.latent_dim) for m in models),
                 segments=self.results.list_segments(),
-                min_rmsd_angstrom=self._history(()).min_rmsd_angstrom,
+                best=steering.select_best_frames(history.segments, self.settings),
+                min_rmsd_angstrom=history.min_rmsd_angstrom,
                 cores=self.machine.analysis_cores,
                 gpus=self.machine.gpus_per_task,
                 allow_cpu=self.machine.allow_cpu,

@@ -334,14 +334,22 @@ class ModelRecord(Record):
 
 
 class AnalyseTask(Record):
-    """The order to an analyse task; ``min_rmsd_angstrom`` is the lowest of the segments, by their records.
+    """The order to an analyse task.
 
-    Without models, frames are chosen as ``steering.method`` says.
+    Attributes
+    ----------
+    models : tuple of ModelRef
+        Without any, frames are chosen as ``steering.method`` says.
+    best : tuple of FrameRef
+        Frames that join the outliers, the best of a segment each, best first.
+    min_rmsd_angstrom : float or None
+        The lowest of the segments, by their records.
     """
 
     iteration: int
     models: tuple[ModelRef, ...]
     segments: tuple[SegmentKey, ...]
+    best: tuple[FrameRef, ...] = ()
     min_rmsd_angstrom: float | None = None
     cores: int
     gpus: int

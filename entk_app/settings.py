@@ -227,6 +227,13 @@ class AnalyseSettings(_Group):
         "all", description="encode with all models, the best (lowest held-out reconstruction loss), or one latent size"
     )
     max_outliers: int = Field(50, ge=0, description="outliers a model at most; eps follows from it")
+    best_frames: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="so many frames join the outliers: the best of each segment (lowest RMSD, unless steering.score "
+        "says otherwise), best first: restarts follow what is near as well as what is new (0: the paper's outliers)",
+    )
     min_samples: int = Field(10, ge=2, le=1000, description="DBSCAN: neighbours of a core point, itself counted")
 
 

@@ -243,6 +243,27 @@ def _renew(
     return (*renewed, *_fill_slots(n_more, (), first_id + len(renewed)))
 
 
+def select_best_frames(segments: Iterable[SegmentRecord], settings: Settings) -> tuple[FrameRef, ...]:
+    """The best frame of each segment, best first, as many as join the outliers; those beside it are nearly the same.
+
+    By RMSD, or by the score where there is one; none where nothing is known of either.
+    """
+    is_only = settings.steering.method == "rmsd-only"
+    count = settings.analyse.max_outliers if is_only else settings.analyse.best_frames
+    by_score = settings.steering.has_score and not is_only
+    sign = -1.0 if by_score and settings.steering.goal == "maximise" else 1.0
+    ranked = []
+    for segment in segments if count else ():
+        value, frame = (
+            (segment.best_score, segment.best_score_frame)
+            if by_score
+            else (segment.min_rmsd_angstrom, segment.min_rmsd_frame)
+        )
+        if value is not None and frame is not None:
+            ranked.append((sign * value, segment.simulation, segment.segment, frame))
+    return tuple(FrameRef(simulation=i, segment=n, frame=frame) for _, i, n, frame in sorted(ranked)[:count])
+
+
 def asks_for_training(decisions: Iterable[Decision], iteration: int) -> bool | None:
     """Whether models train in an iteration, as the decision that its learning began with says; None: there is none."""
     began = next((d for d in decisions if d.iteration == iteration and "learn" in d.next), None)
@@ -473,7 +494,8 @@ def _order_by_ranking(usable: Sequence[Outlier], history: History, settings: Set
     generator = np.random.default_rng([settings.seed, history.iteration, 0x6D6978])
     ordered: list[Outlier] = []
     while best_first:
-        turn = len(ordered) % 4
+        # Of every four restarts of the campaign, however few a decision takes.
+        turn = (len(history.used) + len(ordered)) % 4
         place = 0 if turn < 2 else int(generator.integers(len(best_first))) if turn == 2 else -1
         ordered.append(best_first.pop(place))
     return ordered

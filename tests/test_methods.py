@@ -14,7 +14,7 @@ from conftest import prepare, tiny_settings
 from entk_app.errors import StructureError
 from entk_app.inprocess import run_campaign
 from entk_app.machine import divide_machine
-from entk_app.records import AnalysisRecord, Decision, ModelRecord, TrainTask, read_lines, read_record
+from entk_app.records import AnalyseTask, AnalysisRecord, Decision, ModelRecord, TrainTask, read_lines, read_record
 from entk_app.steering import Slots
 from entk_app.verify import verify_run
 
@@ -179,6 +179,28 @@ def test_restarts_by_rmsd_need_a_native_structure(tmp_path):
 def ten_iterations(tmp_path_factory):
     root = tmp_path_factory.mktemp("ten") / "run"
     return run(root, "cvae", "stop.max_iterations=10", "train.latent_dims=[3]")[0]
+
+
+def test_the_best_frames_join_the_outliers(tmp_path):
+    campaign, counts = run(
+        tmp_path / "run", "cvae", "analyse.best_frames=4", "steering.ranking=mix", "train.latent_dims=[3]"
+    )
+    assert counts["restarts"] >= 1
+    for iteration in (1, 2, 3):
+        order = read_record(AnalyseTask, campaign.layout.analysis_task(iteration))
+        record = read_record(AnalysisRecord, campaign.layout.analysis(iteration))
+        lowest = []
+        for key in order.segments:
+            with h5py.File(campaign.layout.segment(key.simulation, key.segment).frames) as file:
+                rmsd = file["rmsd_angstrom"][:]
+            lowest.append((float(rmsd.min()), (key.simulation, key.segment, int(rmsd.argmin()))))
+        wanted = [frame for _, frame in sorted(lowest)[:4]]
+        assert [ref.key for ref in order.best] == wanted
+        found = {o.frame.key: o for o in record.outliers}
+        assert len(found) == len(record.outliers) and set(wanted) <= set(found)
+        # An outlier that is the best of its segment too keeps what was found of it.
+        assert sum(bool(o.found_by) for o in record.outliers) == sum(m.n_outliers for m in record.models)
+        assert all(o.found_by or o.frame.key in wanted for o in record.outliers)
 
 
 def test_models_are_retrained_by_the_rule_and_serve_in_between(ten_iterations):

@@ -426,3 +426,32 @@ def test_a_decision_to_learn_says_whether_models_train_and_why(training, words):
         assert (decision.train, words in decision.reason) == (training is not None, True)
     without = steering.decide_after_simulate(past, settings("steering.method=random"), SLOTS)
     assert "models" not in without.reason
+
+
+def test_the_mix_goes_on_from_one_decision_to_the_next():
+    """With one restart a decision the first of four would always be the best, and nothing would be explored."""
+    mixed, found = settings("steering.ranking=mix"), [outlier(0, 0, place + 1, float(place)) for place in range(12)]
+    firsts = []
+    for n_used in range(4):
+        used = frozenset((9, 9, n) for n in range(n_used))
+        history = History(iteration=3, simulations=(simulation(0, 20),), used=used)
+        firsts.append(steering.rank_restarts(found, history, mixed)[0].rmsd_angstrom)
+    assert (firsts[0], firsts[1], firsts[3]) == (0.0, 0.0, 11.0)
+
+
+def test_the_best_frame_of_each_segment_is_chosen_best_first():
+    def scored(number, place, rmsd, score):
+        return segment(number, place, 10, rmsd).model_copy(
+            update={"min_rmsd_frame": 3, "best_score": score, "best_score_frame": 7}
+        )
+
+    segments = [scored(0, 0, 5.0, 0.2), scored(0, 1, 3.0, 0.9), scored(1, 0, 4.0, 0.5), segment(2, 0, 5, None)]
+    assert steering.select_best_frames(segments, settings()) == ()
+    by_rmsd = steering.select_best_frames(segments, settings("analyse.best_frames=2"))
+    assert [ref.key for ref in by_rmsd] == [(0, 1, 3), (1, 0, 3)]
+    by_score = steering.select_best_frames(
+        segments, settings("analyse.best_frames=3", "steering.score=native_contacts")
+    )
+    assert [ref.key for ref in by_score] == [(0, 1, 7), (1, 0, 7), (0, 0, 7)]
+    only = settings("steering.method=rmsd-only", "analyse.max_outliers=9", "steering.score=native_contacts")
+    assert [ref.key for ref in steering.select_best_frames(segments, only)] == [(0, 1, 3), (1, 0, 3), (0, 0, 3)]

@@ -23,7 +23,7 @@ from entk_app.frames import (
     split_rows,
     write_embeddings,
 )
-from entk_app.integrity import check_file, read_model, read_segment
+from entk_app.integrity import check_file, read_model
 from entk_app.layout import RunLayout
 from entk_app.outliers import OutlierSet, find_outliers, group_regions
 from entk_app.records import (
@@ -92,7 +92,8 @@ def run(layout: RunLayout, order: Path, placement: Placement) -> None:
     del read_maps
     refs = {row: index.ref(row) for _, result in found for row in result.rows.tolist()}
     regions = find_regions(map_latent, map_eps, refs)
-    outliers = judge_outliers(layout, join_outliers(found, refs, read_rmsd(layout, refs.values()), regions))
+    outliers = join_outliers(found, refs, read_rmsd(layout, refs.values()), regions)
+    outliers = judge_outliers(layout, add_frames(layout, outliers, task.best))
     write_record(
         layout.analysis(task.iteration),
         AnalysisRecord(
@@ -128,21 +129,19 @@ def _publish_choice(
 ) -> None:
     """Without learning: frames that stand for outliers, so that restarts follow the same rules."""
     began = time.monotonic()
-    if campaign.steering.method == "rmsd-only":
-        outliers = choose_lowest(layout, task.segments, campaign.analyse.max_outliers)
-    else:
+    refs: Sequence[FrameRef] = task.best
+    if campaign.steering.method == "random":
         generator = np.random.default_rng([campaign.seed, task.iteration, 0x72616E64])
         size = min(len(index), campaign.analyse.max_outliers)
         refs = [index.ref(row) for row in generator.choice(len(index), size=size, replace=False).tolist()]
-        rmsd = read_rmsd(layout, refs)
-        outliers = [Outlier(frame=ref, rmsd_angstrom=rmsd[ref], found_by=()) for ref in refs]
+    outliers = add_frames(layout, (), refs)
     write_record(
         layout.analysis(task.iteration),
         AnalysisRecord(
             iteration=task.iteration,
             best_model=None,
             models=(),
-            outliers=judge_outliers(layout, order_by_rmsd(outliers)),
+            outliers=judge_outliers(layout, outliers),
             n_frames=len(index),
             min_rmsd_angstrom=task.min_rmsd_angstrom,
             seconds_encode=0.0,
@@ -155,22 +154,17 @@ def _publish_choice(
     logger.info("%d of %d frames stand for outliers (%s)", len(outliers), len(index), campaign.steering.method)
 
 
-def choose_lowest(layout: RunLayout, segments: Sequence[SegmentKey], count: int) -> list[Outlier]:
-    """The frames of lowest RMSD, at most one a segment: those beside the lowest are nearly the same.
+def add_frames(layout: RunLayout, outliers: Sequence[Outlier], refs: Iterable[FrameRef]) -> tuple[Outlier, ...]:
+    """Outliers and further frames, each once, lowest RMSD first.
 
     Raises
     ------
-    DataError
-        There is no native structure.
+    DamagedError
+        A file is not the one that was published.
     """
-    lowest = []
-    for key in segments:
-        record = read_segment(layout.segment(key.simulation, key.segment))
-        if record.min_rmsd_angstrom is None or record.min_rmsd_frame is None:
-            raise DataError("steering.method = 'rmsd-only' needs a native structure: there is no RMSD")
-        frame = FrameRef(simulation=key.simulation, segment=key.segment, frame=record.min_rmsd_frame)
-        lowest.append(Outlier(frame=frame, rmsd_angstrom=record.min_rmsd_angstrom, found_by=()))
-    return list(order_by_rmsd(lowest))[:count]
+    found = {outlier.frame for outlier in outliers}
+    rmsd = read_rmsd(layout, [ref for ref in refs if ref not in found])
+    return order_by_rmsd([*outliers, *(Outlier(frame=ref, rmsd_angstrom=rmsd[ref], found_by=()) for ref in rmsd)])
 
 
 def find_regions(
