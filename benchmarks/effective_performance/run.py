@@ -58,12 +58,12 @@ ARMS = {
     "random": ["steering.method=random"],
     "rmsd-only": ["steering.method=rmsd-only"],
     "cvae": ["steering.method=cvae"],
-    "cvae + best, mix": ["analyse.best_frames=20", "steering.ranking=mix"],
+    "cvae + best": ["analyse.best_frames=20"],
 }
 
 #: Tried on villin, with other seeds than the arms are reported with.
 VARIANTS = {
-    "cvae + best": ["analyse.best_frames=20"],
+    "cvae + best, mix": ["analyse.best_frames=20", "steering.ranking=mix"],
     "cvae, 2 of 4 restart": ["steering.min_restarts=2"],
     "cvae, 2 of 4, one a region": ["steering.min_restarts=2", "steering.one_per_region=true"],
     "cvae, 2 of 4, mix": ["steering.min_restarts=2", "steering.ranking=mix"],

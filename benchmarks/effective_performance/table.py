@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,20 @@ def compare(control: Arm, arm: Arm) -> EffectivePerformance:
 def describe(found: EffectivePerformance) -> tuple[str, str, str]:
     """Ratio, ratio of rates, each with its 95 % interval, and p."""
     ratio = "unknown" if found.ratio is None else f"{_SIGN[found.qualifier]}{found.ratio:.2f}"
-    if found.interval:
-        ratio += f" ({found.interval[0]:.2f} to {found.interval[1]:.2f})"
-    rates = "unknown" if found.rate_ratio is None else f"{found.rate_ratio:.2f}"
-    if found.rate_interval:
-        rates += f" ({found.rate_interval[0]:.2f} to {found.rate_interval[1]:.2f})"
-    return ratio, rates, "" if found.logrank_p is None else f"{found.logrank_p:.3f}"
+    rates = "unknown" if found.rate_ratio is None else say(found.rate_ratio)
+    return (
+        ratio + say_range(found.interval),
+        rates + say_range(found.rate_interval),
+        "" if found.logrank_p is None else f"{found.logrank_p:.2g}",
+    )
+
+
+def say(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.3g}"
+
+
+def say_range(interval: tuple[float, float] | None) -> str:
+    return f" ({say(interval[0])} to {say(interval[1])})" if interval else ""
 
 
 def draw(arms: dict[str, dict[str, Arm]], path: Path) -> None:
@@ -81,8 +90,8 @@ def draw(arms: dict[str, dict[str, Arm]], path: Path) -> None:
         axes = figure.subplots(1, len(arms), squeeze=False)[0]
         for ax, (system, of_system) in zip(axes, arms.items(), strict=True):
             plot_survival(list(of_system.values()), ax, unit="ns")
-            title = f"{system}, T* = {TEMPERATURES[system]:g}"
-            ax.annotate(title, (0.97, 0.97), xycoords="axes fraction", ha="right", va="top")
+            # Beside the legend, which stands above the curves.
+            ax.set_title(f"{system}, T* = {TEMPERATURES[system]:g}", loc="right")
         figure.savefig(path)
     print(f"\n{path}")
 
