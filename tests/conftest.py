@@ -27,6 +27,9 @@ from entk_app.tasks import run_task
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a background job of a script: what the tests start would not hear a Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # As under nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
