@@ -22,6 +22,7 @@ TINY = [
     "--seed", "4",
     *(part for value in (
         "resource.require_gpu=false", "simulate.segment_ns=0.08", "train.epochs=2", "train.latent_dims=[3]",
+        "train.retrain=always",
         "steering.min_frames=20", "steering.window=20", "stop.target_rmsd_angstrom=0.1", "stop.max_iterations=3",
     ) for part in ("--set", value)),
 ]  # fmt: skip
