@@ -266,7 +266,8 @@ class ConcurrentCampaign(Campaign):
 
     def _count_ended(self) -> int:
         """Segments that ended their task; those that it only saved on the way do not count."""
-        return sum(segment.ended_by != "save" for segment in self._history(()).segments)
+        simulations = self.results.simulations.values()
+        return sum(segment.ended_by != "save" for simulation in simulations for segment in simulation.segments)
 
     def _after_training(self) -> None:  # type: ignore[override]
         if self._learning.trainings:
